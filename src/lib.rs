@@ -1,0 +1,9 @@
+//! Sentistream: Kafka in, labelled posts and exact Parquet rollups out.
+//!
+//! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
+
+pub mod classify;
+pub mod evaluation;
+pub mod prepare;
+pub mod record;
+pub mod tokenize;
