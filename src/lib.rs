@@ -3,7 +3,9 @@
 //! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
 
 pub mod classify;
+pub mod config;
 pub mod evaluation;
 pub mod prepare;
 pub mod record;
+pub mod source;
 pub mod tokenize;

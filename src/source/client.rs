@@ -1,0 +1,26 @@
+//! librdkafka client settings that every consumer and producer of ours shares.
+
+use rdkafka::ClientConfig;
+
+use crate::config::Kafka;
+
+/// Settings common to all clients: brokers, client id, and the user's raw properties. Callers set what
+/// their role needs on top with [`own`], so that a raw property cannot break an invariant unnoticed.
+pub fn base(kafka: &Kafka, role: &str) -> ClientConfig {
+    let mut c = ClientConfig::new();
+    c.set("bootstrap.servers", &kafka.brokers);
+    c.set("client.id", format!("sentistream-{role}"));
+    for (key, value) in &kafka.properties {
+        c.set(key, value.expose());
+    }
+    c
+}
+
+/// Sets what delivery depends on, and says so when the user's raw properties had asked for another value.
+pub fn own(c: &mut ClientConfig, key: &str, value: impl Into<String>) {
+    let value = value.into();
+    if c.get(key).is_some_and(|old| old != value) {
+        tracing::warn!(key, "kafka.properties sets a key that the delivery protocol owns; its value is not used");
+    }
+    c.set(key, value);
+}
