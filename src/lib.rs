@@ -5,7 +5,9 @@
 pub mod classify;
 pub mod config;
 pub mod evaluation;
+pub mod health;
 pub mod prepare;
 pub mod record;
+pub mod shutdown;
 pub mod source;
 pub mod tokenize;
