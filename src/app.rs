@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     classify::{
@@ -28,6 +28,8 @@ use crate::{
 
 /// How long the broker may take to answer at start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a quiet process looks whether a role has died.
+const POLL: Duration = Duration::from_millis(200);
 
 /// Everything between records and settled windows, from a configuration: runtime library, artifact,
 /// engine (golden examples verified), front, cache.
@@ -60,14 +62,14 @@ impl Running {
         self.trigger.set();
     }
 
-    /// A handle that can ask the same from elsewhere.
-    pub fn trigger(&self) -> Trigger {
-        self.trigger.clone()
-    }
-
     /// Health as `/readyz` shows it.
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Whether a role has ended already.
+    pub fn ended(&self) -> bool {
+        self.threads.iter().any(thread::JoinHandle::is_finished)
     }
 
     /// Waits until every role has ended. The first error stops the others and is returned.
@@ -147,22 +149,18 @@ fn spawn(
 /// `run`: metrics, topics, roles, signals.
 pub fn run_until_signal(config: &Config, roles: &[Role]) -> anyhow::Result<()> {
     let metrics = telemetry::init_metrics()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (runtime, signalled) = shutdown_on_signal()?;
     if config.kafka.create_topics {
         for topic in runtime.block_on(probe::create_missing(&config.kafka, 1, START_TIMEOUT))? {
             tracing::info!(topic, "topic created");
         }
     }
     let running = start(config, roles)?;
-    serve(&runtime, config, metrics, &running)?;
-    let trigger = running.trigger();
-    runtime.spawn(async move {
-        match signalled().await {
-            Ok(signal) => tracing::info!(signal, "draining"),
-            Err(error) => tracing::error!(%error, "cannot listen for signals; draining"),
-        }
-        trigger.set();
-    });
+    if let Some(address) = runtime.block_on(telemetry::serve(&config.http, metrics, running.health().clone()))? {
+        tracing::info!(%address, "serving /metrics, /healthz, /readyz");
+    }
+    while !signalled.wait_timeout(POLL) && !running.ended() {}
+    running.stop();
     let result = running.wait();
     runtime.shutdown_timeout(Duration::from_secs(1));
     if result.is_ok() {
@@ -171,25 +169,21 @@ pub fn run_until_signal(config: &Config, roles: &[Role]) -> anyhow::Result<()> {
     result
 }
 
-fn serve(
-    runtime: &tokio::runtime::Runtime,
-    config: &Config,
-    metrics: PrometheusHandle,
-    running: &Running,
-) -> anyhow::Result<()> {
-    if let Some(address) = runtime.block_on(telemetry::serve(&config.http, metrics, running.health().clone()))? {
-        tracing::info!(%address, "serving /metrics, /healthz, /readyz");
-    }
-    Ok(())
-}
-
-/// The name of the signal that asks for a stop.
-async fn signalled() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    })
+/// A runtime that listens for SIGTERM and SIGINT, and what they set.
+pub fn shutdown_on_signal() -> anyhow::Result<(tokio::runtime::Runtime, Shutdown)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (trigger, shutdown) = Shutdown::new();
+    // Registered before anything starts, so that a signal during the start is not the default's death.
+    let (mut term, mut int) = runtime.block_on(async {
+        std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    })?;
+    runtime.spawn(async move {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "draining");
+        trigger.set();
+    });
+    Ok((runtime, shutdown))
 }
