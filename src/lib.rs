@@ -2,10 +2,18 @@
 //!
 //! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
 
+pub mod brands;
 pub mod classify;
 pub mod config;
+pub mod decode;
 pub mod evaluation;
+<<<<<<< HEAD
 pub mod health;
+=======
+pub mod front;
+pub mod headers;
+pub mod language;
+>>>>>>> front
 pub mod prepare;
 pub mod record;
 pub mod shutdown;

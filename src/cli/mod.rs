@@ -127,7 +127,12 @@ fn with_logs(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Resul
 
 /// 2 where the user's own input is at fault, else 1.
 fn code(error: &anyhow::Error) -> u8 {
-    use crate::classify::{artifact::ArtifactError, engine::EngineError};
-    let input = error.chain().any(|e| e.is::<ConfigError>() || e.is::<ArtifactError>() || e.is::<EngineError>());
+    use crate::{
+        classify::{artifact::ArtifactError, engine::EngineError},
+        config::SettingError,
+    };
+    let input = error.chain().any(|e| {
+        e.is::<ConfigError>() || e.is::<SettingError>() || e.is::<ArtifactError>() || e.is::<EngineError>()
+    });
     if input { 2 } else { 1 }
 }

@@ -1,4 +1,5 @@
 //! Where records come from.
 
 pub mod client;
+pub mod file;
 pub mod probe;
