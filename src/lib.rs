@@ -8,6 +8,8 @@ pub mod evaluation;
 pub mod health;
 pub mod prepare;
 pub mod record;
+pub mod rollup;
 pub mod shutdown;
+pub mod sink;
 pub mod source;
 pub mod tokenize;
