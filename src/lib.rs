@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
 
 pub mod classify;
+pub mod cli;
 pub mod config;
 pub mod evaluation;
 pub mod health;

@@ -4,7 +4,7 @@ use crate::record::Labelled;
 
 /// A record on the labelled topic that this stage cannot count: not ours, or of a newer version. The
 /// message says where in the JSON and never quotes the record.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Undecodable {
     /// No value at all.
     #[error("tombstone (null value): labelled records always have a value")]

@@ -201,7 +201,10 @@ mod tests {
     fn covers_gaps_and_refuses_what_was_counted() {
         let now = Instant::now();
         let mut p = OpenPart::new(0, NextOffset(10), 60, true);
-        assert_eq!(p.apply(Offset(9), post(9), now).unwrap_err(), Duplicate { offset: Offset(9), next: NextOffset(10) });
+        assert_eq!(
+            p.apply(Offset(9), post(9), now).unwrap_err(),
+            Duplicate { offset: Offset(9), next: NextOffset(10) }
+        );
         p.apply(Offset(14), post(14), now).unwrap();
         assert_eq!((p.first(), p.next(), p.records()), (NextOffset(10), NextOffset(15), 1));
         p.apply(Offset(14), post(14), now).unwrap_err();

@@ -141,7 +141,8 @@ impl PartStore {
                 if let Some(key) = c.options.keys().next() {
                     return Err(fatal(format!("store.options has '{key}': a folder takes no options")));
                 }
-                std::fs::create_dir_all(&dir).map_err(|e| fatal(format!("cannot create {}: {e}", dir.display())))?;
+                std::fs::create_dir_all(&dir)
+                    .map_err(|e| fatal(format!("cannot create {}: {e}", dir.display())))?;
                 let fs = LocalFileSystem::new_with_prefix(&dir).map_err(|e| fatal(e.to_string()))?;
                 Arc::new(fs.with_fsync(true))
             }
@@ -177,7 +178,11 @@ impl PartStore {
         let path = Path::from(format!("_sentistream/probe/{:016x}", rand::random::<u64>()));
         let name = self.full(path.as_ref());
         if self.create(&path, Bytes::from_static(b"probe"))? == Put::Exists {
-            return Err(StoreError::Retry { operation: "probe", object: name, message: "the name is taken".into() });
+            return Err(StoreError::Retry {
+                operation: "probe",
+                object: name,
+                message: "the name is taken".into(),
+            });
         }
         let second = self.create(&path, Bytes::from_static(b"again"));
         if let Err(e) = self.run("delete", &path, self.store.delete(&path)) {
@@ -206,7 +211,11 @@ impl PartStore {
             Err(Absent::Exists) => Put::Exists,
             Err(Absent::NotFound) => {
                 let (operation, object) = ("put", self.full(path.as_ref()));
-                return Err(StoreError::Retry { operation, object, message: "bucket or folder not found".into() });
+                return Err(StoreError::Retry {
+                    operation,
+                    object,
+                    message: "bucket or folder not found".into(),
+                });
             }
         })
     }
@@ -226,7 +235,10 @@ impl PartStore {
             Ok(Err(E::NotFound { .. })) => Ok(Err(Absent::NotFound)),
             Ok(Err(E::AlreadyExists { .. })) => Ok(Err(Absent::Exists)),
             Ok(Err(
-                e @ (E::NotImplemented { .. } | E::NotSupported { .. } | E::InvalidPath { .. } | E::UnknownConfigurationKey { .. }),
+                e @ (E::NotImplemented { .. }
+                | E::NotSupported { .. }
+                | E::InvalidPath { .. }
+                | E::UnknownConfigurationKey { .. }),
             )) => Err(StoreError::Fatal { operation, object, message: e.to_string() }),
             Ok(Err(e)) => Err(StoreError::Retry { operation, object, message: chain_of(&e) }),
             Err(_) => {
@@ -299,7 +311,8 @@ impl Parts for PartStore {
                 Tail::Footer(f) => return Ok(Some(*f)),
                 Tail::Need(n) if n > want => want = n,
                 Tail::Need(n) => {
-                    let e = CodecError::Parquet(format!("its footer claims {n} bytes, more than the file has"));
+                    let e =
+                        CodecError::Parquet(format!("its footer claims {n} bytes, more than the file has"));
                     return Err(self.not_a_part(&path, e));
                 }
             }
@@ -336,7 +349,9 @@ fn local_dir(url: &str) -> Result<Option<PathBuf>, String> {
     let Some(rest) = url.strip_prefix("file:") else { return Ok(None) };
     let dir = if rest.starts_with("//") {
         let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
-        parsed.to_file_path().map_err(|()| "expected file:///absolute/path or file:relative/path".to_owned())?
+        parsed
+            .to_file_path()
+            .map_err(|()| "expected file:///absolute/path or file:relative/path".to_owned())?
     } else if rest.is_empty() {
         return Err("names no folder: expected file:relative/path or file:///absolute/path".to_owned());
     } else {
@@ -350,12 +365,14 @@ macro_rules! with_options {
     ($builder:expr, $key:ty, $options:expr) => {{
         let mut builder = $builder;
         for (name, value) in $options {
-            let key: $key = name.to_ascii_lowercase().parse().map_err(|_| {
-                format!("store.options has '{name}', which this kind of store does not know")
-            })?;
+            let key: $key = name
+                .to_ascii_lowercase()
+                .parse()
+                .map_err(|_| format!("store.options has '{name}', which this kind of store does not know"))?;
             builder = builder.with_config(key, value.expose());
         }
-        Arc::new(builder.with_retry(quick_retry()).build().map_err(|e| e.to_string())?) as Arc<dyn ObjectStore>
+        Arc::new(builder.with_retry(quick_retry()).build().map_err(|e| e.to_string())?)
+            as Arc<dyn ObjectStore>
     }};
 }
 
@@ -374,7 +391,11 @@ fn remote(c: &config::Store) -> Result<Arc<dyn ObjectStore>, String> {
             with_options!(AmazonS3Builder::from_env().with_url(address), AmazonS3ConfigKey, &c.options)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            with_options!(GoogleCloudStorageBuilder::from_env().with_url(address), GoogleConfigKey, &c.options)
+            with_options!(
+                GoogleCloudStorageBuilder::from_env().with_url(address),
+                GoogleConfigKey,
+                &c.options
+            )
         }
         ObjectStoreScheme::MicrosoftAzure => {
             with_options!(MicrosoftAzureBuilder::from_env().with_url(address), AzureConfigKey, &c.options)

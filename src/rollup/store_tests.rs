@@ -42,7 +42,12 @@ fn temporaries_and_strangers_are_no_parts() {
     let s = PartStore::open(&at(&format!("file://{}", dir.path().display()))).unwrap();
     s.put(&id(5), rollup_part(3, 5, 9)).unwrap();
     let folder = dir.path().join("rollups/partition=3");
-    for name in ["part-00000000000000000009.parquet#1", "part-9.parquet", "readme.txt", "part-0000000000000000000x.parquet"] {
+    for name in [
+        "part-00000000000000000009.parquet#1",
+        "part-9.parquet",
+        "readme.txt",
+        "part-0000000000000000000x.parquet",
+    ] {
         std::fs::write(folder.join(name), b"half").unwrap();
     }
     assert_eq!(s.list(Kind::Rollups, 3).unwrap(), [NextOffset(5)]);
@@ -61,8 +66,14 @@ fn concurrent_creators_have_one_winner() {
     let s = PartStore::open(&at(&format!("file:{}", dir.path().display()))).unwrap();
     for first in 0..20 {
         let created = std::thread::scope(|t| {
-            let puts: Vec<_> =
-                (1..=4).map(|n| t.spawn({ let s = &s; move || s.put(&id(first), rollup_part(3, first, first + n)).unwrap() })).collect();
+            let puts: Vec<_> = (1..=4)
+                .map(|n| {
+                    t.spawn({
+                        let s = &s;
+                        move || s.put(&id(first), rollup_part(3, first, first + n)).unwrap()
+                    })
+                })
+                .collect();
             puts.into_iter().map(|h| h.join().unwrap()).filter(|p| *p == Put::Created).count()
         });
         assert_eq!(created, 1);
@@ -83,7 +94,12 @@ type Result<T> = object_store::Result<T>;
 
 #[async_trait::async_trait]
 impl ObjectStore for Careless {
-    async fn put_opts(&self, p: &Path, b: PutPayload, _: object_store::PutOptions) -> Result<object_store::PutResult> {
+    async fn put_opts(
+        &self,
+        p: &Path,
+        b: PutPayload,
+        _: object_store::PutOptions,
+    ) -> Result<object_store::PutResult> {
         self.0.put(p, b).await
     }
     async fn put_multipart_opts(
@@ -102,7 +118,10 @@ impl ObjectStore for Careless {
     ) -> futures::stream::BoxStream<'static, Result<Path>> {
         self.0.delete_stream(l)
     }
-    fn list(&self, p: Option<&Path>) -> futures::stream::BoxStream<'static, Result<object_store::ObjectMeta>> {
+    fn list(
+        &self,
+        p: Option<&Path>,
+    ) -> futures::stream::BoxStream<'static, Result<object_store::ObjectMeta>> {
         self.0.list(p)
     }
     async fn list_with_delimiter(&self, p: Option<&Path>) -> Result<object_store::ListResult> {
@@ -123,7 +142,9 @@ fn a_store_that_overwrites_is_refused() {
 
 #[test]
 fn bad_urls_and_options_are_named() {
-    for (url, want) in [("file:", "names no folder"), ("ftp://x/y", "expected file:"), ("data", "expected file:")] {
+    for (url, want) in
+        [("file:", "names no folder"), ("ftp://x/y", "expected file:"), ("data", "expected file:")]
+    {
         let e = PartStore::open(&at(url)).err().unwrap().to_string();
         assert!(e.contains(want) && e.contains(&format!("'{url}'")), "{e}");
     }

@@ -201,7 +201,9 @@ mod tests {
         d.add(&p);
         let rows = d.sorted();
         assert_eq!(rows.iter().map(|(k, _)| &*k.brand).collect::<Vec<_>>(), ["*", "Acme", "Zed"]);
-        assert!(rows.iter().all(|(k, s)| s.posts == 1 && k.window_start.to_string() == "2026-03-01T10:00:00Z"));
+        assert!(
+            rows.iter().all(|(k, s)| s.posts == 1 && k.window_start.to_string() == "2026-03-01T10:00:00Z")
+        );
     }
 
     #[test]

@@ -259,17 +259,23 @@ fn footer_of(metadata: &ParquetMetaData) -> Result<Footer, CodecError> {
     let pairs = file.key_value_metadata().map_or(&[][..], Vec::as_slice);
     let text = |key: &'static str| {
         pairs.iter().find(|kv| kv.key == key).and_then(|kv| kv.value.as_deref()).ok_or_else(|| {
-            CodecError::Footer { key, message: "is missing: was this file written by sentistream?".to_owned() }
+            CodecError::Footer {
+                key,
+                message: "is missing: was this file written by sentistream?".to_owned(),
+            }
         })
     };
     fn number<T: std::str::FromStr>(key: &'static str, value: &str) -> Result<T, CodecError> {
-        value.parse().map_err(|_| CodecError::Footer { key, message: format!("'{value}' is not a number in range") })
+        value
+            .parse()
+            .map_err(|_| CodecError::Footer { key, message: format!("'{value}' is not a number in range") })
     }
     let int = |key: &'static str| text(key).and_then(|v| number::<i64>(key, v));
     let count = |key: &'static str| text(key).and_then(|v| number::<u64>(key, v));
     let version: u32 = number("sentistream.schema_version", text("sentistream.schema_version")?)?;
     if version != SCHEMA_VERSION {
-        let message = format!("is {version}, expected {SCHEMA_VERSION}: was the part written by a newer sentistream?");
+        let message =
+            format!("is {version}, expected {SCHEMA_VERSION}: was the part written by a newer sentistream?");
         return Err(CodecError::Footer { key: "sentistream.schema_version", message });
     }
     let kind = match text("sentistream.kind")? {
@@ -293,7 +299,10 @@ fn footer_of(metadata: &ParquetMetaData) -> Result<Footer, CodecError> {
         rows: u64::try_from(file.num_rows()).unwrap_or(0),
     };
     if footer.first.0 < 0 || footer.next <= footer.first || footer.window_s <= 0 {
-        let message = format!("range [{}, {}) with windows of {} s is not possible", footer.first, footer.next, footer.window_s);
+        let message = format!(
+            "range [{}, {}) with windows of {} s is not possible",
+            footer.first, footer.next, footer.window_s
+        );
         return Err(CodecError::Footer { key: "sentistream.next", message });
     }
     Ok(footer)
@@ -332,13 +341,19 @@ mod tests {
         let (posts, sums) = some(500);
         let p = encode_posts(&head(500), &posts).unwrap();
         let r = encode_rollup(&head(500), &sums).unwrap();
-        assert_eq!((&p, &r), (&encode_posts(&head(500), &posts).unwrap(), &encode_rollup(&head(500), &sums).unwrap()));
+        assert_eq!(
+            (&p, &r),
+            (&encode_posts(&head(500), &posts).unwrap(), &encode_rollup(&head(500), &sums).unwrap())
+        );
         let (pf, posts_back) = decode_posts(p.clone()).unwrap();
         let (rf, sums_back) = decode_rollup(r.clone()).unwrap();
         assert_eq!(posts_back, posts);
         assert_eq!(sums_back, sums);
         assert_eq!((pf.rows, pf.records, pf.next, pf.kind), (500, 500, NextOffset(1100), Kind::Posts));
-        assert_eq!((rf.rows, rf.models.as_str(), &*rf.topic), (sums.len() as u64, "0123456789abcdef", "posts.labelled"));
+        assert_eq!(
+            (rf.rows, rf.models.as_str(), &*rf.topic),
+            (sums.len() as u64, "0123456789abcdef", "posts.labelled")
+        );
         assert!(decode_posts(r).unwrap_err().to_string().contains("sentistream.kind"));
     }
 
@@ -346,8 +361,12 @@ mod tests {
     fn the_tail_alone_gives_the_footer() {
         let (posts, _) = some(50);
         let bytes = encode_posts(&head(50), &posts).unwrap();
-        let Tail::Need(n) = read_tail(&bytes[bytes.len() - 16..]).unwrap() else { panic!("16 bytes cannot hold a footer") };
-        let Tail::Footer(f) = read_tail(&bytes[bytes.len() - n as usize..]).unwrap() else { panic!("asked for {n} bytes") };
+        let Tail::Need(n) = read_tail(&bytes[bytes.len() - 16..]).unwrap() else {
+            panic!("16 bytes cannot hold a footer")
+        };
+        let Tail::Footer(f) = read_tail(&bytes[bytes.len() - n as usize..]).unwrap() else {
+            panic!("asked for {n} bytes")
+        };
         assert_eq!(*f, decode_posts(bytes.clone()).unwrap().0);
         assert!(read_tail(&bytes[..bytes.len() - 1]).is_err_and(|e| e.to_string().contains("PAR1")));
         assert!(read_tail(b"PAR1").is_err());

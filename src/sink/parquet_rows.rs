@@ -101,7 +101,8 @@ fn times(values: impl Iterator<Item = Timestamp>) -> ArrayRef {
 }
 
 fn decimals(values: impl Iterator<Item = i64>, (precision, scale): (u8, i8)) -> Result<ArrayRef, CodecError> {
-    let array = Decimal128Array::from_iter_values(values.map(i128::from)).with_precision_and_scale(precision, scale)?;
+    let array = Decimal128Array::from_iter_values(values.map(i128::from))
+        .with_precision_and_scale(precision, scale)?;
     array.validate_decimal_precision(precision)?;
     Ok(Arc::new(array))
 }
@@ -114,11 +115,10 @@ fn units(p: f64) -> i64 {
 pub(super) fn rollup_batch(sums: &[(Key, Sums)]) -> Result<RecordBatch, CodecError> {
     let key = |f: fn(&Key) -> &str| strings(sums.iter().map(move |(k, _)| f(k)));
     let sum = |f: fn(&Sums) -> i64| ints(sums.iter().map(move |(_, s)| f(s)));
-    let reach = sums
-        .iter()
-        .map(|(_, s)| i64::try_from(s.reach))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| CodecError::Column { column: "reach_sum", message: "does not fit 64 bits".to_owned() })?;
+    let reach =
+        sums.iter().map(|(_, s)| i64::try_from(s.reach)).collect::<Result<Vec<_>, _>>().map_err(|_| {
+            CodecError::Column { column: "reach_sum", message: "does not fit 64 bits".to_owned() }
+        })?;
     let columns = vec![
         times(sums.iter().map(|(k, _)| k.window_start)),
         key(|k| &k.brand),
@@ -186,7 +186,8 @@ fn column<'a, T: Array + 'static>(batch: &'a RecordBatch, column: &'static str) 
 }
 
 fn as_i64(value: i128, column: &'static str) -> Result<i64, CodecError> {
-    i64::try_from(value).map_err(|_| CodecError::Column { column, message: "does not fit 64 bits".to_owned() })
+    i64::try_from(value)
+        .map_err(|_| CodecError::Column { column, message: "does not fit 64 bits".to_owned() })
 }
 
 pub(super) fn read_rollup(batch: &RecordBatch, out: &mut Vec<(Key, Sums)>) -> Result<(), CodecError> {
@@ -194,7 +195,8 @@ pub(super) fn read_rollup(batch: &RecordBatch, out: &mut Vec<(Key, Sums)>) -> Re
     let texts = ["brand", "channel", "lang", "model", "model_hash"].map(|c| column::<StringArray>(batch, c));
     let [brand, channel, lang, model, model_hash] = texts;
     let (brand, channel, lang, model, model_hash) = (brand?, channel?, lang?, model?, model_hash?);
-    let counts = ["posts", "negative", "neutral", "positive", "uncertain", "reach_sum"].map(|c| column::<Int64Array>(batch, c));
+    let counts = ["posts", "negative", "neutral", "positive", "uncertain", "reach_sum"]
+        .map(|c| column::<Int64Array>(batch, c));
     let [posts, negative, neutral, positive, uncertain, reach] = counts;
     let (posts, negative, neutral) = (posts?, negative?, neutral?);
     let (positive, uncertain, reach) = (positive?, uncertain?, reach?);
@@ -233,7 +235,8 @@ pub(super) fn read_posts(batch: &RecordBatch, out: &mut Vec<Archived>) -> Result
     let text = |c: &'static str| column::<StringArray>(batch, c);
     let score = |c: &'static str| column::<Decimal128Array>(batch, c);
     let int = |c: &'static str| column::<Int64Array>(batch, c);
-    let (offset, created, reach) = (int("labelled_offset")?, column::<TimestampMicrosecondArray>(batch, "created_at")?, int("reach")?);
+    let (offset, created, reach) =
+        (int("labelled_offset")?, column::<TimestampMicrosecondArray>(batch, "created_at")?, int("reach")?);
     let (id, labels, lang, channel) = (text("id")?, text("label")?, text("lang")?, text("channel")?);
     let (author, body, model, hash) = (text("author")?, text("text")?, text("model")?, text("model_hash")?);
     let (confidence, negative) = (score("confidence")?, score("negative")?);
@@ -245,10 +248,10 @@ pub(super) fn read_posts(batch: &RecordBatch, out: &mut Vec<Archived>) -> Result
     let p = |a: &Decimal128Array, i: usize| a.value(i) as f64 / Scores::UNITS as f64;
     for i in 0..batch.num_rows() {
         let list = brands.value(i);
-        let list: &StringArray = list
-            .as_any()
-            .downcast_ref()
-            .ok_or_else(|| CodecError::Column { column: "brands", message: "is no list of strings".to_owned() })?;
+        let list: &StringArray = list.as_any().downcast_ref().ok_or_else(|| CodecError::Column {
+            column: "brands",
+            message: "is no list of strings".to_owned(),
+        })?;
         let post = Labelled {
             schema: Labelled::SCHEMA,
             id: id.value(i).to_owned(),

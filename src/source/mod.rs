@@ -1,3 +1,5 @@
 //! Where records come from.
 
 pub mod client;
+pub mod labelled;
+pub mod scan;
