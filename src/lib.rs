@@ -4,6 +4,7 @@
 
 pub mod brands;
 pub mod classify;
+pub mod cli;
 pub mod config;
 pub mod decode;
 pub mod evaluation;
@@ -16,6 +17,8 @@ pub mod language;
 >>>>>>> front
 pub mod prepare;
 pub mod record;
+pub mod rollup;
 pub mod shutdown;
+pub mod sink;
 pub mod source;
 pub mod tokenize;

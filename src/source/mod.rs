@@ -2,4 +2,6 @@
 
 pub mod client;
 pub mod file;
+pub mod labelled;
 pub mod probe;
+pub mod scan;
