@@ -6,6 +6,7 @@ pub mod brands;
 pub mod classify;
 pub mod config;
 pub mod decode;
+pub mod demo;
 pub mod evaluation;
 pub mod front;
 pub mod headers;
