@@ -246,14 +246,13 @@ fn handle_goes_on(rest: &str) -> bool {
     matches!(chars.next(), Some('.' | '-' | '@')) && chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
 }
 
-/// Where handles and e-mail addresses stand. Handles are ASCII on the large networks and Japanese posts
-/// write on without a space, so an ASCII handle ends at the first other letter.
+/// Where handles and e-mail addresses stand. Handles are ASCII on all the networks, and Japanese posts
+/// write on behind one without a space, so a handle ends at the first other letter.
 fn handle_spans(text: &str) -> Vec<Range<usize>> {
+    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut spans = Vec::new();
     for (at, _) in text.match_indices('@') {
         let body = &text[at + 1..];
-        let ascii = body.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        let inside = |c: char| if ascii { c.is_ascii_alphanumeric() || c == '_' } else { is_word(c) };
         let stop = body
             .char_indices()
             .find(|(i, c)| !inside(*c) && !(*i > 0 && handle_goes_on(&body[*i..])))
@@ -261,7 +260,7 @@ fn handle_spans(text: &str) -> Vec<Range<usize>> {
         if stop == 0 {
             continue;
         }
-        let local = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+        let local = |c: char| inside(c) || matches!(c, '.' | '-' | '+');
         let start = text[..at].trim_end_matches(local).len();
         spans.push(start..at + 1 + stop);
     }

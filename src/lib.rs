@@ -7,6 +7,7 @@ pub mod classify;
 pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod demo;
 pub mod evaluation;
 <<<<<<< HEAD
 pub mod health;

@@ -148,3 +148,50 @@ fn is_shared_between_threads<T: Send + Sync>() {}
 fn the_front_is_shared_between_threads() {
     is_shared_between_threads::<Front>();
 }
+
+/// Posts a second on one thread, with a thousand aliases and every post's language detected:
+/// `SENTISTREAM_BENCH_POSTS=posts.ndjson SENTISTREAM_BENCH_MODEL=folder cargo test --lib front_rate -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement; needs SENTISTREAM_BENCH_POSTS and SENTISTREAM_BENCH_MODEL"]
+fn front_rate() {
+    let posts = std::env::var("SENTISTREAM_BENCH_POSTS").unwrap();
+    let dir = std::env::var("SENTISTREAM_BENCH_MODEL").unwrap();
+    let mut config = Config::defaults();
+    let alias = |i: usize| format!("{} {}", ["blue", "north", "red", "open"][i % 4], i);
+    config.brands = (0..500)
+        .map(|i| Brand {
+            name: format!("brand{i}").into(),
+            aliases: vec![alias(i)],
+            hashtags: vec![],
+            handles: vec![],
+            exclude: vec![],
+        })
+        .collect();
+    let temporary = tempfile::tempdir().unwrap();
+    let model = Artifact { dir: dir.into(), max_tokens: 128, ..artifact(temporary.path()) };
+    let front = Front::new(&config, &model).unwrap();
+    let records: Vec<RawRecord> = crate::source::file::FileSource::open(std::path::Path::new(&posts), None)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let rate = |name: &str, f: &dyn Fn(&RawRecord)| {
+        let t = std::time::Instant::now();
+        records.iter().for_each(f);
+        println!("{name:<10} {:>9.0} posts/s", records.len() as f64 / t.elapsed().as_secs_f64());
+    };
+    let texts: std::collections::HashMap<_, _> = records
+        .iter()
+        .filter_map(|r| match front.decoder.decode(r) {
+            Decoded::Post(p) => Some((r.position.offset, (front.preparation.apply(&p.text), p.text))),
+            _ => None,
+        })
+        .collect();
+    rate("decode", &|r| drop(front.decoder.decode(r)));
+    rate("prepare", &|r| drop(front.preparation.apply(&texts[&r.position.offset].1)));
+    rate("brands", &|r| drop(front.brands.find(&texts[&r.position.offset].1)));
+    rate("language", &|r| {
+        assert!(front.detector.unwrap().detect(&texts[&r.position.offset].0).is_none_or(|l| l.len() == 2))
+    });
+    rate("tokenize", &|r| drop(front.tokenizer.encode(&texts[&r.position.offset].0)));
+    rate("front", &|r| assert!(matches!(front.process(r), Outcome::Candidate(_))));
+}

@@ -1,7 +1,7 @@
 //! Records from a file or standard input: NDJSON, CSV or TSV.
 //!
 //! The position of a record is the file's name, partition 0, and the line on which the record begins,
-//! counted from 0. A CSV row becomes a JSON object with the columns as members, all strings.
+//! counted from 0 (blank lines before a CSV row count as its own). A CSV row becomes a JSON object with the columns as members, all strings.
 
 use std::{
     fs::File,
@@ -210,24 +210,30 @@ impl FileSource {
 
     fn next_row(&mut self) -> Option<Result<RawRecord, FileError>> {
         let Inner::Rows { reader, columns, cap } = &mut self.inner else { return None };
-        cap.store(MAX_RECORD_BYTES, Ordering::Relaxed);
         let mut row = csv::ByteRecord::new();
-        match reader.read_byte_record(&mut row) {
-            Ok(false) => return None,
-            Ok(true) => {}
-            Err(e) => {
-                let line = reader.position().line().saturating_sub(1);
-                return Some(Err(self.bad(line, e.to_string(), true)));
+        loop {
+            cap.store(MAX_RECORD_BYTES, Ordering::Relaxed);
+            match reader.read_byte_record(&mut row) {
+                Ok(false) => return None,
+                Ok(true) => {}
+                Err(e) => {
+                    let line = reader.position().line().saturating_sub(1);
+                    return Some(Err(self.bad(line, e.to_string(), true)));
+                }
             }
+            let line = row.position().map_or(0, csv::Position::line).saturating_sub(1);
+            let values = fields(&row);
+            if values == [b""] {
+                continue;
+            }
+            if values.len() > columns.len() {
+                let (n, named) = (values.len(), columns.len());
+                let message = format!("the row has {n} values, the header row names {named} columns");
+                return Some(Err(self.bad(line, message, false)));
+            }
+            let payload = row_json(columns, &values);
+            return Some(Ok(self.record(line, payload)));
         }
-        let line = row.position().map_or(0, csv::Position::line).saturating_sub(1);
-        if row.len() > columns.len() {
-            let message =
-                format!("the row has {} values, the header row names {} columns", row.len(), columns.len());
-            return Some(Err(self.bad(line, message, false)));
-        }
-        let payload = row_json(columns, &row);
-        Some(Ok(self.record(line, payload)))
     }
 }
 
@@ -248,14 +254,24 @@ impl Iterator for FileSource {
     }
 }
 
+/// The row's values without the carriage return of its end. Rows are ended by the line feed alone, because
+/// the csv crate counts lines wrongly where it takes `\r\n` for one mark.
+fn fields(row: &csv::ByteRecord) -> Vec<&[u8]> {
+    let mut values: Vec<&[u8]> = row.iter().collect();
+    if let Some(last) = values.last_mut() {
+        *last = last.strip_suffix(b"\r").unwrap_or(last);
+    }
+    values
+}
+
 /// The row as a JSON object. A row that is not UTF-8 is handed on as it is, so that the decoder refuses
 /// it as what it is.
-fn row_json(columns: &[String], row: &csv::ByteRecord) -> Vec<u8> {
+fn row_json(columns: &[String], row: &[&[u8]]) -> Vec<u8> {
     let mut object = Map::new();
-    for (name, value) in columns.iter().zip(row) {
+    for (name, value) in columns.iter().zip(row.iter().copied()) {
         match std::str::from_utf8(value) {
             Ok(v) => object.insert(name.clone(), Value::String(v.to_owned())),
-            Err(_) => return row.iter().collect::<Vec<_>>().join(&b'\t'),
+            Err(_) => return row.join(&b'\t'),
         };
     }
     Value::Object(object).to_string().into_bytes()
@@ -282,6 +298,7 @@ fn rows(mut counted: Counted, delimiter: u8, name: &str) -> Result<Inner, FileEr
     let capped = Capped { inner: counted, left: cap.clone() };
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
+        .terminator(csv::Terminator::Any(b'\n'))
         .flexible(true)
         .from_reader(io::Cursor::new(start).chain(capped));
     let header = reader.headers().map_err(|e| fail(format!("cannot read the header row: {e}")))?;
@@ -387,6 +404,10 @@ mod tests {
                 (3, r#"{"id":"2","text":"short"}"#.into()),
                 (4, r#"{"id":"3"}"#.into()),
             ]
+        );
+        assert_eq!(
+            all(b"id,text\r\n\r\n\n1,\"x\"\r\n", Format::Csv),
+            [(2, r#"{"id":"1","text":"x"}"#.into())]
         );
         assert_eq!(all(b"id\ttext\n1\ta,b\n", Format::Tsv), [(1, r#"{"id":"1","text":"a,b"}"#.into())]);
     }
