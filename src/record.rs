@@ -260,6 +260,17 @@ impl Scores {
     }
 }
 
+/// What the model said of one post, the uncertain band applied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// The label.
+    pub label: Label,
+    /// Calibrated probability of the most likely sentiment, rounded like the scores.
+    pub confidence: f64,
+    /// Calibrated probabilities, rounded.
+    pub scores: Scores,
+}
+
 /// Which model answered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ModelId {
