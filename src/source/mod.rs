@@ -1,3 +1,5 @@
 //! Where records come from.
 
 pub mod client;
+pub mod kafka;
+pub mod queue;

@@ -1,0 +1,5 @@
+//! Where records go.
+
+pub mod kafka;
+pub mod message;
+pub mod producer;
