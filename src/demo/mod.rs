@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod generator;
+mod phrases;
 pub mod summary;
 
 use std::{
