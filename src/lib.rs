@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
 
+pub mod batch;
 pub mod classify;
 pub mod config;
 pub mod evaluation;
