@@ -18,7 +18,7 @@ pub struct RepeatCache {
 
 impl RepeatCache {
     /// A cache of at most `entries` texts; 0 keeps nothing.
-    pub fn new(model: &ModelId, entries: usize) -> Self {
+    pub fn new(entries: usize, model: &ModelId) -> Self {
         let mut bytes = model.hash.as_bytes().to_vec();
         bytes.push(0);
         Self { model: bytes, entries: (entries > 0).then(|| Cache::new(entries)) }
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_repeat_is_known_and_another_text_is_not() {
-        let cache = RepeatCache::new(&model("aa"), 10);
+        let cache = RepeatCache::new(10, &model("aa"));
         cache.insert(cache.key("so good"), vec![1.0, 2.0]);
         assert_eq!(cache.get(&cache.key("so good")), Some(vec![1.0, 2.0]));
         assert_eq!(cache.get(&cache.key("so good ")), None);
@@ -78,19 +78,19 @@ mod tests {
 
     #[test]
     fn another_model_has_other_keys() {
-        let (a, b) = (RepeatCache::new(&model("aa"), 1), RepeatCache::new(&model("ab"), 1));
+        let (a, b) = (RepeatCache::new(1, &model("aa")), RepeatCache::new(1, &model("ab")));
         assert_ne!(a.key("x"), b.key("x"));
         assert_ne!(a.key(""), a.key("\0"));
     }
 
     #[test]
     fn the_cache_is_bounded_and_can_be_off() {
-        let cache = RepeatCache::new(&model("aa"), 100);
+        let cache = RepeatCache::new(100, &model("aa"));
         for i in 0..10_000 {
             cache.insert(cache.key(&i.to_string()), vec![0.0]);
         }
         assert!(cache.len() <= 100 && !cache.is_empty(), "{}", cache.len());
-        let off = RepeatCache::new(&model("aa"), 0);
+        let off = RepeatCache::new(0, &model("aa"));
         off.insert(off.key("x"), vec![0.0]);
         assert!(off.is_empty() && off.get(&off.key("x")).is_none());
     }

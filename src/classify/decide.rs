@@ -17,7 +17,12 @@ impl Decider {
     /// A decider with the model's labels and temperature. A confidence below `uncertain_below`
     /// (`0..=1`) makes the label `uncertain`.
     pub fn new(artifact: &Artifact, uncertain_below: f64) -> Self {
-        Self { labels: artifact.labels.clone(), temperature: artifact.temperature, uncertain_below }
+        Self::of(artifact.labels.clone(), artifact.temperature, uncertain_below)
+    }
+
+    /// As [`Decider::new`], from the model's labels in output order and its temperature.
+    pub fn of(labels: Vec<Sentiment>, temperature: f64, uncertain_below: f64) -> Self {
+        Self { labels, temperature, uncertain_below }
     }
 
     /// The verdict on one post. The label is that of the largest logit, of the first one among equals;
@@ -70,7 +75,7 @@ mod tests {
     use Sentiment::{Negative, Neutral, Positive};
 
     fn decider(labels: &[Sentiment], temperature: f64, uncertain_below: f64) -> Decider {
-        Decider { labels: labels.to_vec(), temperature, uncertain_below }
+        Decider::of(labels.to_vec(), temperature, uncertain_below)
     }
 
     #[test]
