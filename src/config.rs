@@ -418,6 +418,17 @@ pub enum ConfigError {
     },
 }
 
+/// A value that the types allow and the stage that uses it does not: a malformed JSON pointer, a brand
+/// alias without a letter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {message}")]
+pub struct SettingError {
+    /// Dotted key.
+    pub key: String,
+    /// What was found and what is allowed.
+    pub message: String,
+}
+
 impl Config {
     /// Reads the defaults, `file` and the process environment.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {

@@ -3,10 +3,14 @@
 //! ARCHITECTURE.md at the root has the flow, the rooms and the invariants.
 
 pub mod batch;
+pub mod brands;
 pub mod classify;
 pub mod config;
+pub mod decode;
 pub mod evaluation;
 pub mod front;
+pub mod headers;
+pub mod language;
 pub mod pipeline;
 pub mod prepare;
 pub mod record;

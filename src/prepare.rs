@@ -112,7 +112,7 @@ impl TextPreparation {
 
 /// Bytes of the link at the start of `s`: a scheme or `www.`, then all up to white space. A closing
 /// bracket or quote, and sentence marks at the end, belong to the text and not to the link.
-fn link_len(s: &str) -> Option<usize> {
+pub(crate) fn link_len(s: &str) -> Option<usize> {
     let lead = ["https://", "http://", "www."]
         .into_iter()
         .find(|p| s.get(..p.len()).is_some_and(|h| h.eq_ignore_ascii_case(p)))?;

@@ -1,3 +1,4 @@
 //! Where records come from.
 
 pub mod client;
+pub mod file;
