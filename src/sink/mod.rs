@@ -1,0 +1,4 @@
+//! Where results go.
+
+pub mod parquet;
+pub mod parquet_rows;
