@@ -2,3 +2,4 @@
 
 pub mod parquet;
 pub mod parquet_rows;
+pub mod posts_file;
