@@ -18,6 +18,12 @@ impl From<&config::Batch> for Limits {
 }
 
 /// Rows are padded to a multiple of this many tokens.
+///
+/// Measured on a 6-layer, 384-wide encoder in int8, one thread, 4,096 tweets (35 tokens on average):
+/// padding to another width changes the last bits of one logit in five, so a row must have a width of
+/// its own. From 4 rows on a micro-batch is within 7 % of the best posts a second; with steps of
+/// 1, 2, 4 and 8 the work in windows of 512 posts is 1.04, 1.04, 1.06 and 1.12 times the least, in
+/// windows of 64 it is 1.42, 1.23, 1.14 and 1.16 times.
 pub const WIDTH_STEP: usize = 4;
 
 /// The width that a row of `length` tokens is padded to: a function of the row alone, never of its

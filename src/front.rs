@@ -1,7 +1,13 @@
 //! The front of the processor, for one record: decode, prepare, brands, language, tokenize. Pure, and
 //! shared between threads. At the back, how a candidate and its verdict become the labelled record.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use crate::{
     brands::BrandMatcher,
@@ -74,6 +80,7 @@ pub struct Front {
     preparation: TextPreparation,
     tokenizer: Tokenizer,
     max_text_chars: usize,
+    tokenizing_ns: AtomicU64,
 }
 
 impl Front {
@@ -89,12 +96,18 @@ impl Front {
             preparation: artifact.preparation.clone(),
             tokenizer: Tokenizer::from_file(&artifact.dir.join("tokenizer.json"), artifact.max_tokens)?,
             max_text_chars: config.decode.limits.max_text_chars,
+            tokenizing_ns: AtomicU64::new(0),
         })
     }
 
     /// The id that pads a batch.
     pub fn pad_id(&self) -> u32 {
         self.tokenizer.pad_id()
+    }
+
+    /// Time spent in the tokenizer so far, summed over threads; for reports, no outcome depends on it.
+    pub fn tokenizing(&self) -> Duration {
+        Duration::from_nanos(self.tokenizing_ns.load(Ordering::Relaxed))
     }
 
     /// Takes one record as far as the model.
@@ -112,7 +125,10 @@ impl Front {
             return Outcome::Skip("empty_text");
         }
         let dead = |reason, message| Outcome::Dead { stage: Stage::Tokenize, reason, message };
-        let encoding = match self.tokenizer.encode(&prepared) {
+        let begun = Instant::now();
+        let encoded = self.tokenizer.encode(&prepared);
+        self.tokenizing_ns.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let encoding = match encoded {
             Ok(e) if e.is_empty() => {
                 return dead("no_tokens", "the tokenizer found no token in the text".into());
             }

@@ -309,7 +309,7 @@ struct InFlight {
 
 /// A record of a window in flight.
 enum Slot {
-    Settled(Settled),
+    Settled(Box<Settled>),
     Known { record: RawRecord, candidate: Box<Candidate>, logits: Logits },
     Waiting { record: RawRecord, candidate: Box<Candidate>, row: usize },
 }
@@ -367,9 +367,14 @@ impl Intake {
         let slots = window.records.into_iter().zip(outcomes).map(|(record, outcome)| {
             let mut candidate = match outcome {
                 Outcome::Candidate(c) => c,
-                Outcome::Skip(reason) => return Slot::Settled(Settled::Skipped { record, reason }),
+                Outcome::Skip(reason) => return Slot::Settled(Box::new(Settled::Skipped { record, reason })),
                 Outcome::Dead { stage, reason, message } => {
-                    return Slot::Settled(Settled::Dead(DeadLetter { record, stage, reason, message }));
+                    return Slot::Settled(Box::new(Settled::Dead(DeadLetter {
+                        record,
+                        stage,
+                        reason,
+                        message,
+                    })));
                 }
             };
             let key = self.cache.key(&candidate.prepared);
@@ -445,7 +450,7 @@ impl Labeller {
     /// `rows` are the answers to the window that `slot` is of.
     fn settle(&self, slot: Slot, rows: &[Option<Result<Logits, String>>]) -> Settled {
         match slot {
-            Slot::Settled(settled) => settled,
+            Slot::Settled(settled) => *settled,
             Slot::Known { record, candidate, logits } => self.labelled(record, &candidate, &logits),
             Slot::Waiting { record, candidate, row } => match &rows[row] {
                 Some(Ok(logits)) => self.labelled(record, &candidate, logits),

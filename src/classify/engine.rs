@@ -119,6 +119,9 @@ pub struct MicroBatch {
     pub reply: Sender<BatchResult>,
 }
 
+/// A row's index, and its logits or why it cannot be classified.
+pub type RowResult = (usize, Result<Logits, String>);
+
 /// What became of a [`MicroBatch`]. There is one for each that was submitted.
 #[derive(Clone, Debug)]
 pub struct BatchResult {
@@ -126,7 +129,7 @@ pub struct BatchResult {
     pub tag: u64,
     /// Each row's index and logits, or why this row cannot be classified (poison: a dead letter);
     /// or, for the whole, that inference has stopped (fatal).
-    pub rows: Result<Vec<(usize, Result<Logits, String>)>, EngineError>,
+    pub rows: Result<Vec<RowResult>, EngineError>,
 }
 
 /// Running sessions. Shared by reference; dropping it ends the threads and joins them.
@@ -444,7 +447,7 @@ impl Worker {
         }
     }
 
-    fn guarded(&mut self, rows: Vec<Row>) -> Result<Vec<(usize, Result<Logits, String>)>, EngineError> {
+    fn guarded(&mut self, rows: Vec<Row>) -> Result<Vec<RowResult>, EngineError> {
         let begun = Instant::now();
         let done = catch_unwind(AssertUnwindSafe(|| {
             let mut out = Vec::with_capacity(rows.len());
@@ -481,7 +484,7 @@ fn bisect(
     session: &mut impl Infer,
     probe: &Encoding,
     rows: &[Row],
-    out: &mut Vec<(usize, Result<Logits, String>)>,
+    out: &mut Vec<RowResult>,
 ) -> Result<(), String> {
     let (rows, empty): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|r| !r.encoding.is_empty());
     out.extend(empty.iter().map(|r| (r.index, Err("the text has no tokens".to_owned()))));

@@ -4,4 +4,5 @@ pub mod kafka;
 pub mod message;
 pub mod parquet;
 pub mod parquet_rows;
+pub mod posts_file;
 pub mod producer;

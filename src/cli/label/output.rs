@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::record::Labelled;
+use crate::{record::Labelled, sink::posts_file::PostsFile};
 
 /// An output being written.
 pub struct Output {
@@ -21,6 +21,7 @@ pub struct Output {
 enum Format {
     Ndjson(BufWriter<Box<dyn Write>>),
     Csv(Box<csv::Writer<Box<dyn Write>>>),
+    Parquet(Box<PostsFile<File>>),
 }
 
 /// Columns of the CSV form.
@@ -49,20 +50,24 @@ impl Output {
             return Ok(Self { format: Format::Ndjson(BufWriter::new(Box::new(io::stdout()))), rename: None });
         };
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        if !["ndjson", "jsonl", "json", "csv"].contains(&extension.as_str()) {
-            bail!("{}: the extension tells no output format: expected .ndjson or .csv", path.display());
+        if !["ndjson", "jsonl", "json", "csv", "parquet"].contains(&extension.as_str()) {
+            bail!(
+                "{}: the extension tells no output format: expected .ndjson, .csv or .parquet",
+                path.display()
+            );
         }
         // A pipe or a device is written to as it is.
         let special = fs::metadata(path).is_ok_and(|m| !m.is_file());
         let target = if special { path.to_owned() } else { partial(path) };
         let file = File::create(&target).with_context(|| format!("{}: cannot create", target.display()))?;
-        let sink: Box<dyn Write> = Box::new(file);
-        let format = if extension == "csv" {
-            let mut writer = csv::Writer::from_writer(sink);
-            writer.write_record(COLUMNS)?;
-            Format::Csv(Box::new(writer))
-        } else {
-            Format::Ndjson(BufWriter::new(sink))
+        let format = match extension.as_str() {
+            "csv" => {
+                let mut writer = csv::Writer::from_writer(Box::new(file) as Box<dyn Write>);
+                writer.write_record(COLUMNS)?;
+                Format::Csv(Box::new(writer))
+            }
+            "parquet" => Format::Parquet(Box::new(PostsFile::new(file)?)),
+            _ => Format::Ndjson(BufWriter::new(Box::new(file))),
         };
         Ok(Self { format, rename: (!special).then(|| (target, path.to_owned())) })
     }
@@ -75,6 +80,7 @@ impl Output {
                 w.write_all(b"\n")?;
             }
             Format::Csv(w) => w.write_record(row(&post))?,
+            Format::Parquet(w) => w.write(post)?,
         }
         Ok(())
     }
@@ -84,6 +90,7 @@ impl Output {
         match self.format {
             Format::Ndjson(mut w) => w.flush()?,
             Format::Csv(mut w) => w.flush()?,
+            Format::Parquet(w) => w.finish()?,
         }
         if let Some((from, to)) = self.rename {
             fs::rename(&from, &to)
@@ -175,6 +182,21 @@ mod tests {
             ("1970-01-01T00:00:00Z", "0.9000", "Acme;Böx", "7")
         );
         assert_eq!(&row[12], "so, \"good\"\nreally");
+    }
+
+    #[test]
+    fn parquet_has_the_columns_of_a_posts_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.parquet");
+        let mut out = Output::open(Some(&path)).unwrap();
+        for _ in 0..9000 {
+            out.write(post()).unwrap();
+        }
+        out.finish().unwrap();
+        let file = File::open(&path).unwrap();
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        assert_eq!(reader.metadata().file_metadata().num_rows(), 9000);
+        assert!(reader.schema().column_with_name("labelled_offset").is_some());
     }
 
     #[test]
