@@ -10,7 +10,7 @@ use super::{
     chain::{Chain, ChainError, Link},
     decode::decode,
     stage::StageError,
-    store::{PartStore, Parts},
+    store::PartStore,
     window::{ALL_BRANDS, Deltas, Key, Sums},
 };
 use crate::{

@@ -13,7 +13,7 @@ use crate::{
     rollup::{
         roller::{Bounds, Roller},
         stage::settings,
-        store::PartId,
+        store::{PartId, Parts},
         testing::{post, rollup_part},
     },
 };
