@@ -443,12 +443,14 @@ impl Config {
     /// As [`Config::load`], with the environment as an argument.
     pub fn from_layers(file: Option<&Path>, env: Vec<(String, String)>) -> Result<Self, ConfigError> {
         let mut layers = Layers { file: None, env: Vec::new() };
-        let mut builder = config::Config::builder()
-            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         if let Some(path) = file {
             let text = read(path, "configuration")?;
-            let table: toml::Table = toml::from_str(&text)
-                .map_err(|e| ConfigError::Syntax { path: path.display().to_string(), message: e.to_string() })?;
+            let table: toml::Table = toml::from_str(&text).map_err(|e| ConfigError::Syntax {
+                path: path.display().to_string(),
+                message: e.to_string(),
+            })?;
             layers.file = Some((path.display().to_string(), table));
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
@@ -500,7 +502,10 @@ impl Config {
         named("kafka.dead_letter_topic", &self.kafka.dead_letter_topic)?;
         let topics = [&self.kafka.posts_topic, &self.kafka.labelled_topic, &self.kafka.dead_letter_topic];
         if topics[0] == topics[1] || topics[0] == topics[2] || topics[1] == topics[2] {
-            return Err(("kafka.labelled_topic", "posts, labelled and dead-letter topics must differ".into()));
+            return Err((
+                "kafka.labelled_topic",
+                "posts, labelled and dead-letter topics must differ".into(),
+            ));
         }
         positive("delivery.commit_interval_ms", self.delivery.commit_interval_ms)?;
         positive("delivery.commit_max_records", self.delivery.commit_max_records as u64)?;
@@ -517,10 +522,16 @@ impl Config {
         positive("rollup.seal_age_s", self.rollup.seal_age_s)?;
         positive("rollup.seal_idle_s", self.rollup.seal_idle_s)?;
         if !(1..=86_400).contains(&self.rollup.window_s) || 86_400 % self.rollup.window_s != 0 {
-            return Err(("rollup.window_s", format!("is {}, expected seconds that divide a day", self.rollup.window_s)));
+            return Err((
+                "rollup.window_s",
+                format!("is {}, expected seconds that divide a day", self.rollup.window_s),
+            ));
         }
         if !self.http.listen.is_empty() && self.http.listen.parse::<std::net::SocketAddr>().is_err() {
-            return Err(("http.listen", format!("is '{}', expected ADDRESS:PORT, as 127.0.0.1:9464", self.http.listen)));
+            return Err((
+                "http.listen",
+                format!("is '{}', expected ADDRESS:PORT, as 127.0.0.1:9464", self.http.listen),
+            ));
         }
         self.validate_brands()
     }
@@ -529,7 +540,13 @@ impl Config {
         let mut seen = std::collections::HashSet::new();
         for b in &self.brands {
             if b.name.trim().is_empty() || &*b.name == "*" {
-                return Err(("brands", format!("name '{}' is not allowed: expected a name, and '*' stands for all posts", b.name)));
+                return Err((
+                    "brands",
+                    format!(
+                        "name '{}' is not allowed: expected a name, and '*' stands for all posts",
+                        b.name
+                    ),
+                ));
             }
             if !seen.insert(&b.name) {
                 return Err(("brands", format!("'{}' is listed twice", b.name)));
@@ -547,7 +564,10 @@ struct Layers {
 
 impl Layers {
     fn error(&self, key: String, message: String) -> ConfigError {
-        let from_env = self.env.iter().find(|(_, k)| !key.is_empty() && (*k == key || k.starts_with(&format!("{key}."))));
+        let from_env = self
+            .env
+            .iter()
+            .find(|(_, k)| !key.is_empty() && (*k == key || k.starts_with(&format!("{key}."))));
         let origin = match (from_env, &self.file) {
             (Some((name, _)), _) => format!("environment variable {name}"),
             (None, Some((path, _))) => path.clone(),
@@ -561,7 +581,8 @@ impl Layers {
 fn env_key(name: &str) -> Vec<String> {
     let lower = name[ENV_PREFIX.len()..].to_ascii_lowercase();
     let mut parts: Vec<String> = lower.split("__").map(str::to_owned).collect();
-    let free = parts.len() > 2 && parts[0] == "kafka" && matches!(parts[1].as_str(), "properties" | "secret_files");
+    let free =
+        parts.len() > 2 && parts[0] == "kafka" && matches!(parts[1].as_str(), "properties" | "secret_files");
     if free {
         let rest = parts.split_off(2).join(".").replace('_', ".");
         parts.push(rest);
@@ -581,7 +602,8 @@ fn set_path(
         .or_else(|_| value.parse::<bool>().map(toml::Value::from))
         .or_else(|_| value.parse::<f64>().map(toml::Value::from))
         .unwrap_or_else(|_| toml::Value::from(value));
-    let nested = path.iter().rev().fold(leaf, |v, key| toml::Value::Table([(key.clone(), v)].into_iter().collect()));
+    let nested =
+        path.iter().rev().fold(leaf, |v, key| toml::Value::Table([(key.clone(), v)].into_iter().collect()));
     let text = toml::to_string(&nested)?;
     Ok(builder.add_source(config::File::from_str(&text, config::FileFormat::Toml)))
 }
@@ -647,7 +669,10 @@ mod tests {
         let e = with("[delivery]\nmode='twice'", &[]).unwrap_err();
         assert!(e.contains("delivery.mode") && e.contains("twice") && e.contains("exactly_once"), "{e}");
         let e = with("", &[("SENTISTREAM__BATCH__MAX_ROWS", "many")]).unwrap_err();
-        assert!(e.contains("SENTISTREAM__BATCH__MAX_ROWS") && e.contains("batch.max_rows") && e.contains("many"), "{e}");
+        assert!(
+            e.contains("SENTISTREAM__BATCH__MAX_ROWS") && e.contains("batch.max_rows") && e.contains("many"),
+            "{e}"
+        );
         let e = with("[rollup]\nwindow_s=7", &[]).unwrap_err();
         assert!(e.contains("s.toml") && e.contains("rollup.window_s") && e.contains('7'), "{e}");
         let e = with("[kafka\n", &[]).unwrap_err();

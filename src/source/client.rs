@@ -20,7 +20,10 @@ pub fn base(kafka: &Kafka, role: &str) -> ClientConfig {
 pub fn own(c: &mut ClientConfig, key: &str, value: impl Into<String>) {
     let value = value.into();
     if c.get(key).is_some_and(|old| old != value) {
-        tracing::warn!(key, "kafka.properties sets a key that the delivery protocol owns; its value is not used");
+        tracing::warn!(
+            key,
+            "kafka.properties sets a key that the delivery protocol owns; its value is not used"
+        );
     }
     c.set(key, value);
 }

@@ -2,3 +2,8 @@
 
 pub mod client;
 pub mod file;
+pub mod kafka;
+pub mod labelled;
+pub mod probe;
+pub mod queue;
+pub mod scan;

@@ -1,0 +1,189 @@
+//! Composition root: builds the adapters, starts the roles, orders shutdown.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    classify::{
+        artifact::Artifact, cache::RepeatCache, decide::Decider, engine::Engine, runtime,
+    },
+    cli::run::Role,
+    config::Config,
+    front::Front,
+    health::Health,
+    pipeline::Pipeline,
+    rollup,
+    shutdown::{Shutdown, Trigger},
+    source::probe,
+    stage, telemetry,
+};
+
+/// How long the broker may take to answer at start.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a quiet process looks whether a role has died.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Everything between records and settled windows, from a configuration: runtime library, artifact,
+/// engine (golden examples verified), front, cache.
+pub fn pipeline(config: &Config) -> anyhow::Result<Pipeline> {
+    let artifact = Artifact::load(&config.model.dir)?;
+    let library = runtime::init(&config.model.runtime)?;
+    let engine = Engine::start(&config.model, &config.batch, &artifact)?;
+    tracing::info!(
+        model = %artifact.id.name, hash = %artifact.id.hash, variant = engine.variant(),
+        provider = engine.provider(), sessions = engine.sessions(), runtime = %library.display(),
+        "model verified"
+    );
+    let front = Front::new(config, &artifact)?;
+    let decider = Decider::new(&artifact, config.classify.uncertain_below);
+    let cache = RepeatCache::new(config.classify.cache_entries, &artifact.id);
+    Ok(Pipeline::start(Arc::new(front), Arc::new(engine), cache, decider, artifact.id.clone(), config))
+}
+
+/// Roles at work.
+pub struct Running {
+    trigger: Trigger,
+    ends: Receiver<(Role, anyhow::Result<()>)>,
+    threads: Vec<thread::JoinHandle<()>>,
+    health: Health,
+}
+
+impl Running {
+    /// Asks every role to drain.
+    pub fn stop(&self) {
+        self.trigger.set();
+    }
+
+    /// Health as `/readyz` shows it.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether a role has ended already.
+    pub fn ended(&self) -> bool {
+        self.threads.iter().any(thread::JoinHandle::is_finished)
+    }
+
+    /// Waits until every role has ended. The first error stops the others and is returned.
+    pub fn wait(self) -> anyhow::Result<()> {
+        let mut first = Ok(());
+        for _ in 0..self.threads.len() {
+            let Ok((role, result)) = self.ends.recv() else { break };
+            if let Err(error) = result {
+                tracing::error!(?role, error = format!("{error:#}"), "role failed");
+                self.health.not_ready(name(role), format!("failed: {error:#}"));
+                if first.is_ok() {
+                    first = Err(error.context(format!("role {}", name(role))));
+                }
+            }
+            // A role ends by itself only when it failed; the others would go on half blind.
+            self.trigger.set();
+        }
+        for t in self.threads {
+            // The result has come through the channel already.
+            drop(t.join());
+        }
+        first
+    }
+}
+
+fn name(role: Role) -> &'static str {
+    match role {
+        Role::Classify => "classify",
+        Role::Rollup => "rollup",
+    }
+}
+
+/// Starts the roles, each on its own thread.
+pub fn start(config: &Config, roles: &[Role]) -> anyhow::Result<Running> {
+    let (trigger, shutdown) = Shutdown::new();
+    let health = Health::default();
+    let (send, ends) = unbounded();
+    let mut threads = Vec::new();
+    if roles.contains(&Role::Classify) {
+        health.not_ready("classify", "verifying the model");
+        let pipeline = pipeline(config)?;
+        health.not_ready("classify", "no partition assigned yet");
+        let (config, shutdown, health) = (config.clone(), shutdown.clone(), health.clone());
+        threads.push(spawn(Role::Classify, send.clone(), move || {
+            Ok(stage::run(&config, pipeline, &shutdown, &health)?)
+        })?);
+    }
+    if roles.contains(&Role::Rollup) {
+        health.not_ready("rollup", "no partition assigned yet");
+        let (config, health) = (config.clone(), health.clone());
+        threads.push(spawn(Role::Rollup, send, move || {
+            Ok(rollup::stage::run(&config, &shutdown, &health)?)
+        })?);
+    }
+    Ok(Running { trigger, ends, threads, health })
+}
+
+/// A role's thread. A panic is an error like any other: counted, said, and the process ends non-zero.
+fn spawn(
+    role: Role,
+    ends: Sender<(Role, anyhow::Result<()>)>,
+    body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<thread::JoinHandle<()>> {
+    thread::Builder::new()
+        .name(name(role).to_owned())
+        .spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+                metrics::counter!("sentistream_panics_total", "role" => name(role)).increment(1);
+                Err(anyhow!("panicked; the lines above say where"))
+            });
+            // Nobody listens any more only when the process is ending.
+            drop(ends.send((role, result)));
+        })
+        .with_context(|| format!("cannot start the thread of role {}", name(role)))
+}
+
+/// `run`: metrics, topics, roles, signals.
+pub fn run_until_signal(config: &Config, roles: &[Role]) -> anyhow::Result<()> {
+    let metrics = telemetry::init_metrics()?;
+    let (runtime, signalled) = shutdown_on_signal()?;
+    if config.kafka.create_topics {
+        for topic in runtime.block_on(probe::create_missing(&config.kafka, 1, START_TIMEOUT))? {
+            tracing::info!(topic, "topic created");
+        }
+    }
+    let running = start(config, roles)?;
+    if let Some(address) = runtime.block_on(telemetry::serve(&config.http, metrics, running.health().clone()))? {
+        tracing::info!(%address, "serving /metrics, /healthz, /readyz");
+    }
+    while !signalled.wait_timeout(POLL) && !running.ended() {}
+    running.stop();
+    let result = running.wait();
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    if result.is_ok() {
+        tracing::info!("drained; nothing in flight was lost");
+    }
+    result
+}
+
+/// A runtime that listens for SIGTERM and SIGINT, and what they set.
+pub fn shutdown_on_signal() -> anyhow::Result<(tokio::runtime::Runtime, Shutdown)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (trigger, shutdown) = Shutdown::new();
+    // Registered before anything starts, so that a signal during the start is not the default's death.
+    let (mut term, mut int) = runtime.block_on(async {
+        std::io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    })?;
+    runtime.spawn(async move {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "draining");
+        trigger.set();
+    });
+    Ok((runtime, shutdown))
+}

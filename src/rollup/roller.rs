@@ -1,0 +1,442 @@
+//! The rollup's machine: events in, parts and commands out. Synchronous, one owner of all state; time is a
+//! value. The Kafka adapter feeds it and carries out its [`Command`]s; a simulation does the same with faults.
+//!
+//! Sealing: posts part (commit point), rollup part (derived from it), then the offset. Whatever was written
+//! already is adopted: our own sums are dropped and the partition is read again from where that part ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    chain::{Chain, ChainError},
+    decode::Undecodable,
+    part::{OpenPart, SealReason, SealRules},
+    store::{PartId, Parts, Put},
+};
+use crate::{
+    record::{Labelled, NextOffset, Offset},
+    sink::parquet::{Head, Kind, encode_posts, encode_rollup},
+};
+
+/// What the machine must know besides events.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The labelled topic.
+    pub topic: Arc<str>,
+    /// Width of windows, seconds.
+    pub window_s: i64,
+    /// Archive the posts beside the rollups.
+    pub archive: bool,
+    /// When to seal.
+    pub rules: SealRules,
+    /// Bytes of posts that all open parts together may keep; beyond it the largest is sealed.
+    pub total_bytes: usize,
+}
+
+/// What the broker knows of a partition at assignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The group's committed offset.
+    pub committed: Option<NextOffset>,
+    /// The oldest offset that can still be read.
+    pub low: NextOffset,
+    /// The end of the log.
+    pub high: NextOffset,
+}
+
+/// What the adapter has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Commit this offset. It may fail: the chain of parts alone decides where the next owner starts.
+    Commit {
+        /// Partition.
+        partition: i32,
+        /// The offset to read next.
+        next: NextOffset,
+    },
+    /// Stop fetching; records that still come are not taken.
+    Pause {
+        /// Partition.
+        partition: i32,
+    },
+    /// Seek there and fetch.
+    Start {
+        /// Partition.
+        partition: i32,
+        /// The offset to read next.
+        at: NextOffset,
+    },
+}
+
+/// How a part came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// We wrote it.
+    Created,
+    /// It was there.
+    Adopted,
+}
+
+/// Things worth counting, for metrics and logs.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A part is sealed, or one that was there was adopted.
+    Sealed {
+        /// The part's place.
+        id: PartId,
+        /// Where it ends.
+        next: NextOffset,
+        /// Posts of ours in it; 0 when adopted.
+        records: u64,
+        /// How it came to be.
+        outcome: Outcome,
+        /// Why it was sealed; `None` for a drain.
+        reason: Option<SealReason>,
+    },
+    /// The store did not do it; it is tried again after `wait`.
+    StoreDown {
+        /// Partition that waits.
+        partition: i32,
+        /// What went wrong.
+        error: String,
+        /// Until the next try.
+        wait: Duration,
+    },
+    /// The store works for this partition again.
+    StoreUp {
+        /// Partition.
+        partition: i32,
+    },
+    /// A record was passed over.
+    Skipped {
+        /// Partition.
+        partition: i32,
+        /// Its offset.
+        offset: Offset,
+        /// Why.
+        why: Undecodable,
+    },
+    /// Records were deleted by the topic's retention before they were rolled up.
+    Lost {
+        /// Partition.
+        partition: i32,
+        /// Where the chain ends.
+        from: NextOffset,
+        /// The oldest record there is.
+        to: NextOffset,
+    },
+}
+
+/// Stops the stage.
+#[derive(Debug, thiserror::Error)]
+pub enum RollError {
+    /// The chain is broken or the store refuses for good.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The log is shorter than what was rolled up of it.
+    #[error(
+        "{topic}[{partition}]: parts cover offsets up to {tip}, but the log ends at {high}. Was the topic deleted and \
+             created again? Give the new one a new kafka.group and a new store.url"
+    )]
+    Recreated {
+        /// The labelled topic.
+        topic: Arc<str>,
+        /// Partition.
+        partition: i32,
+        /// Where the chain ends.
+        tip: NextOffset,
+        /// Where the log ends.
+        high: NextOffset,
+    },
+}
+
+enum State {
+    /// Assigned; its position is not known yet.
+    Resolving(Bounds),
+    /// Taking records.
+    Open(OpenPart),
+    /// The store did not take the part yet; no records are taken meanwhile.
+    Sealing(OpenPart, Option<SealReason>),
+}
+
+struct Slot {
+    state: State,
+    attempts: u32,
+    retry_at: Option<Instant>,
+}
+
+/// The machine.
+pub struct Roller<P> {
+    parts: P,
+    settings: Settings,
+    slots: BTreeMap<i32, Slot>,
+    commands: Vec<Command>,
+    notices: Vec<Notice>,
+}
+
+impl<P: Parts> Roller<P> {
+    /// No partitions yet.
+    pub fn new(parts: P, settings: Settings) -> Self {
+        Self { parts, settings, slots: BTreeMap::new(), commands: Vec::new(), notices: Vec::new() }
+    }
+
+    /// What is to be done since the last call, in order.
+    pub fn take_commands(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
+    /// What happened since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Whether there is something to take with the two calls above.
+    pub fn has_news(&self) -> bool {
+        !self.commands.is_empty() || !self.notices.is_empty()
+    }
+
+    /// A partition is ours. Its records are taken once a [`Command::Start`] was given.
+    pub fn assign(&mut self, partition: i32, bounds: Bounds, now: Instant) -> Result<(), RollError> {
+        let slot = Slot { state: State::Resolving(bounds), attempts: 0, retry_at: None };
+        self.slots.insert(partition, slot);
+        self.step(partition, now)
+    }
+
+    /// A record came. It is not taken while the partition waits for the store.
+    pub fn record(
+        &mut self,
+        partition: i32,
+        offset: Offset,
+        value: Result<Labelled, Undecodable>,
+        now: Instant,
+    ) -> Result<(), RollError> {
+        let Some(Slot { state: State::Open(part), .. }) = self.slots.get_mut(&partition) else {
+            return Ok(());
+        };
+        // A duplicate was fetched before a seek took effect: it is counted already.
+        match value {
+            Ok(post) => _ = part.apply(offset, post, now),
+            Err(why) => {
+                if part.skip(offset, now).is_ok() {
+                    self.notices.push(Notice::Skipped { partition, offset, why });
+                }
+            }
+        }
+        if part.should_seal(now, &self.settings.rules).is_some() {
+            return self.step(partition, now);
+        }
+        self.bound_memory(now)
+    }
+
+    /// Time went by: seals what is due, tries again what failed.
+    pub fn tick(&mut self, now: Instant) -> Result<(), RollError> {
+        let partitions: Vec<i32> = self.slots.keys().copied().collect();
+        partitions.into_iter().try_for_each(|p| self.step(p, now))
+    }
+
+    /// Seals what is open of a partition before it is given up. `false`: the store did not take it, try again
+    /// later or give it up as it is.
+    pub fn drain(&mut self, partition: i32, now: Instant) -> Result<bool, RollError> {
+        let Some(slot) = self.slots.get(&partition) else { return Ok(true) };
+        match &slot.state {
+            State::Open(part) if !part.is_empty() => self.seal(partition, None, now)?,
+            State::Sealing(..) if slot.retry_at.is_none_or(|at| at <= now) => {
+                self.seal(partition, None, now)?
+            }
+            _ => {}
+        }
+        Ok(!matches!(self.slots.get(&partition), Some(Slot { state: State::Sealing(..), .. })))
+    }
+
+    /// Forgets a partition. What was not sealed is read again by its next owner.
+    pub fn give_up(&mut self, partition: i32) {
+        self.slots.remove(&partition);
+    }
+
+    /// Partitions held.
+    pub fn partitions(&self) -> Vec<i32> {
+        self.slots.keys().copied().collect()
+    }
+
+    /// Partitions that wait for the store.
+    pub fn waiting(&self) -> usize {
+        self.slots.values().filter(|s| !matches!(s.state, State::Open(_))).count()
+    }
+
+    /// The open parts, for metrics.
+    pub fn open_parts(&self) -> impl Iterator<Item = &OpenPart> {
+        self.slots.values().filter_map(|s| match &s.state {
+            State::Open(p) | State::Sealing(p, _) => Some(p),
+            State::Resolving(_) => None,
+        })
+    }
+
+    /// The store.
+    pub fn parts(&self) -> &P {
+        &self.parts
+    }
+
+    fn step(&mut self, partition: i32, now: Instant) -> Result<(), RollError> {
+        let Some(slot) = self.slots.get(&partition) else { return Ok(()) };
+        if slot.retry_at.is_some_and(|at| now < at) {
+            return Ok(());
+        }
+        match &slot.state {
+            State::Resolving(bounds) => self.resolve(partition, *bounds, now),
+            State::Sealing(_, reason) => self.seal(partition, *reason, now),
+            State::Open(part) => match part.should_seal(now, &self.settings.rules) {
+                Some(reason) => self.seal(partition, Some(reason), now),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn bound_memory(&mut self, now: Instant) -> Result<(), RollError> {
+        let total: usize = self.open_parts().map(OpenPart::bytes).sum();
+        if total < self.settings.total_bytes {
+            return Ok(());
+        }
+        let open = self.slots.values().filter_map(|s| match &s.state {
+            State::Open(p) => Some(p),
+            _ => None,
+        });
+        let Some(largest) = open.max_by_key(|p| p.bytes()).map(OpenPart::partition) else { return Ok(()) };
+        self.seal(largest, Some(SealReason::Bytes), now)
+    }
+
+    fn chain(&self, partition: i32) -> Chain<'_> {
+        Chain { parts: &self.parts, topic: &self.settings.topic, partition }
+    }
+
+    /// Finds where the partition goes on and opens a part there.
+    fn resolve(&mut self, partition: i32, bounds: Bounds, now: Instant) -> Result<(), RollError> {
+        let chain = self.chain(partition);
+        let followed = chain.follow(bounds.committed).and_then(|tip| {
+            if let Some(tip) = &tip {
+                tip.unfinished.iter().try_for_each(|posts| chain.finish(*posts))?;
+            }
+            Ok(tip)
+        });
+        let next = match followed {
+            Ok(tip) => tip.map_or(bounds.committed.unwrap_or(bounds.low), |t| t.next),
+            Err(e) if e.is_retry() => return self.back_off(partition, &e, now),
+            Err(e) => return Err(e.into()),
+        };
+        if next > bounds.high {
+            let topic = self.settings.topic.clone();
+            return Err(RollError::Recreated { topic, partition, tip: next, high: bounds.high });
+        }
+        if next < bounds.low {
+            self.notices.push(Notice::Lost { partition, from: next, to: bounds.low });
+        }
+        // Committed at once even where the group had nothing: a second instance that starts before the first
+        // part is sealed must start at the same position, although retention may have moved the oldest record.
+        if bounds.committed != Some(next) {
+            self.commands.push(Command::Commit { partition, next });
+        }
+        self.commands.push(Command::Start { partition, at: next.max(bounds.low) });
+        self.open(partition, next);
+        Ok(())
+    }
+
+    /// An empty part at `next`, whatever was there before.
+    fn open(&mut self, partition: i32, next: NextOffset) {
+        let part = OpenPart::new(partition, next, self.settings.window_s, self.settings.archive);
+        let before =
+            self.slots.insert(partition, Slot { state: State::Open(part), attempts: 0, retry_at: None });
+        if before.is_some_and(|s| s.attempts > 0) {
+            self.notices.push(Notice::StoreUp { partition });
+        }
+    }
+
+    /// Seals the open part. When the store fails the part is kept and the partition paused.
+    fn seal(&mut self, partition: i32, reason: Option<SealReason>, now: Instant) -> Result<(), RollError> {
+        let Some(slot) = self.slots.get(&partition) else { return Ok(()) };
+        let (part, paused) = match &slot.state {
+            State::Open(p) => (p, false),
+            State::Sealing(p, _) => (p, true),
+            State::Resolving(_) => return Ok(()),
+        };
+        match self.write(part) {
+            Ok((next, outcome)) => {
+                let kind = if self.settings.archive { Kind::Posts } else { Kind::Rollups };
+                let id = PartId { kind, partition, first: part.first() };
+                let (ours, records) = (part.next(), part.records());
+                let records = if outcome == Outcome::Created { records } else { 0 };
+                self.notices.push(Notice::Sealed { id, next, records, outcome, reason });
+                self.open(partition, next);
+                self.commands.push(Command::Commit { partition, next });
+                if paused || next != ours {
+                    self.commands.push(Command::Start { partition, at: next });
+                }
+                Ok(())
+            }
+            Err(e) if e.is_retry() => {
+                if !paused {
+                    self.commands.push(Command::Pause { partition });
+                    if let Some(Slot { state, .. }) = self.slots.remove(&partition)
+                        && let State::Open(part) = state
+                    {
+                        let slot = Slot { state: State::Sealing(part, reason), attempts: 0, retry_at: None };
+                        self.slots.insert(partition, slot);
+                    }
+                }
+                self.back_off(partition, &e, now)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The writes of a seal, each conditional. What was there already is adopted.
+    fn write(&self, part: &OpenPart) -> Result<(NextOffset, Outcome), ChainError> {
+        let head = Head {
+            topic: self.settings.topic.clone(),
+            partition: part.partition(),
+            first: part.first(),
+            next: part.next(),
+            records: part.records(),
+            skipped: part.skipped(),
+            window_s: self.settings.window_s,
+        };
+        let rollup = PartId { kind: Kind::Rollups, partition: part.partition(), first: part.first() };
+        let posts = rollup.of_kind(Kind::Posts);
+        let codec = |id: PartId| move |source| ChainError::Codec { file: self.parts.name(&id), source };
+        let chain = self.chain(part.partition());
+        let commit = if part.posts().is_some() { posts } else { rollup };
+        if let Some(rows) = part.posts()
+            && self.parts.put(&posts, encode_posts(&head, rows).map_err(codec(posts))?)? == Put::Exists
+        {
+            return Ok((chain.adopt(commit)?, Outcome::Adopted));
+        }
+        let bytes = encode_rollup(&head, &part.rows()).map_err(codec(rollup))?;
+        match (self.parts.put(&rollup, bytes)?, commit.kind) {
+            (Put::Created, _) => Ok((part.next(), Outcome::Created)),
+            (Put::Exists, Kind::Rollups) => Ok((chain.adopt(commit)?, Outcome::Adopted)),
+            // Another instance met our posts part and was quicker to derive its rollup.
+            (Put::Exists, Kind::Posts) => chain.finish(posts).map(|()| (part.next(), Outcome::Created)),
+        }
+    }
+
+    fn back_off(&mut self, partition: i32, e: &ChainError, now: Instant) -> Result<(), RollError> {
+        if let Some(slot) = self.slots.get_mut(&partition) {
+            slot.attempts = slot.attempts.saturating_add(1);
+            let wait = back_off(slot.attempts, rand::random());
+            slot.retry_at = Some(now + wait);
+            self.notices.push(Notice::StoreDown { partition, error: e.to_string(), wait });
+        }
+        Ok(())
+    }
+}
+
+/// 0.2 s doubled with every attempt up to 30 s, of which `jitter` (0 to 1) leaves half to all.
+fn back_off(attempts: u32, jitter: f64) -> Duration {
+    let full = Duration::from_millis(200 << attempts.saturating_sub(1).min(8)).min(Duration::from_secs(30));
+    full.mul_f64(0.5 + 0.5 * jitter)
+}
+
+#[cfg(test)]
+#[path = "simulation.rs"]
+mod simulation;

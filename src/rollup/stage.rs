@@ -1,0 +1,251 @@
+//! The rollup stage: configuration → store, machine, consumer; and what the machine's notices mean for
+//! logs, metrics and readiness.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use super::{
+    decode::decode,
+    part::SealRules,
+    roller::{Bounds, Command, Notice, Outcome, RollError, Roller, Settings},
+    store::{PartStore, Parts, StoreError},
+};
+use crate::{
+    config::Config,
+    health::Health,
+    record::{NextOffset, Offset},
+    shutdown::Shutdown,
+};
+
+/// Name of this role in health and logs.
+pub const ROLE: &str = "rollup";
+
+/// Bytes of posts that one open part may keep in memory …
+const PART_BYTES: usize = 32 << 20;
+/// … and all together.
+const TOTAL_BYTES: usize = 256 << 20;
+
+/// Stops the rollup stage. Nothing is lost: what is not sealed is read again.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A broken chain, a store that refuses, a topic that was created again.
+    #[error("rollup: {0}")]
+    Roll(#[from] RollError),
+    /// The store cannot be used.
+    #[error("rollup: {0}")]
+    Store(#[from] StoreError),
+    /// The broker refuses for good.
+    #[error("rollup: {what}: {message}")]
+    Kafka {
+        /// What was tried.
+        what: String,
+        /// The client's reason and what to do.
+        message: String,
+    },
+}
+
+/// Runs the stage until shutdown or a fatal error. Blocks; call it on a thread of its own, outside any async
+/// runtime.
+pub fn run(config: &Config, shutdown: &Shutdown, health: &Health) -> Result<(), StageError> {
+    health.not_ready(ROLE, "opening the store");
+    let drain = Duration::from_secs(config.shutdown.drain_s);
+    let limit = drain.clamp(Duration::from_secs(5), Duration::from_secs(30));
+    let store = PartStore::open(&config.store)?.with_limit(limit);
+    probe(&store, shutdown, health)?;
+    health.not_ready(ROLE, "no partition assigned yet");
+    let machine = Machine::new(store, settings(config), drain, health.clone());
+    crate::source::labelled::consume(&config.kafka, machine, shutdown)
+}
+
+/// What the machine needs of the configuration.
+pub fn settings(config: &Config) -> Settings {
+    let r = &config.rollup;
+    Settings {
+        topic: config.kafka.labelled_topic.as_str().into(),
+        window_s: r.window_s,
+        archive: r.posts,
+        rules: SealRules {
+            records: r.seal_records as u64,
+            age: Duration::from_secs(r.seal_age_s),
+            idle: Duration::from_secs(r.seal_idle_s),
+            bytes: PART_BYTES,
+        },
+        total_bytes: TOTAL_BYTES,
+    }
+}
+
+/// A store that is down at start is waited for, as it would be later; one that cannot put-if-absent is refused.
+fn probe(store: &PartStore, shutdown: &Shutdown, health: &Health) -> Result<(), StageError> {
+    let mut wait = Duration::from_millis(500);
+    loop {
+        match store.probe() {
+            Err(e) if e.is_retry() && !shutdown.is_set() => {
+                tracing::warn!(error = %e, wait_s = wait.as_secs_f32(), "store is not reachable, trying again");
+                health.not_ready(ROLE, format!("store: {e}"));
+                shutdown.wait_timeout(wait);
+                wait = (wait * 2).min(Duration::from_secs(30));
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// The machine with its surroundings. The Kafka adapter owns it.
+pub struct Machine<P = PartStore> {
+    roller: Roller<P>,
+    drain: Duration,
+    health: Health,
+    /// Partitions whose metrics were set, so that they can be cleared.
+    seen: BTreeSet<i32>,
+    down: Option<String>,
+}
+
+impl<P: Parts> Machine<P> {
+    /// A machine without partitions. `drain`: deadline of a revoke and of the shutdown.
+    pub fn new(parts: P, settings: Settings, drain: Duration, health: Health) -> Self {
+        Self { roller: Roller::new(parts, settings), drain, health, seen: BTreeSet::new(), down: None }
+    }
+
+    /// The labelled topic's partition is ours.
+    pub fn assign(&mut self, partition: i32, bounds: Bounds) -> Result<(), StageError> {
+        self.roller.assign(partition, bounds, Instant::now())?;
+        self.tell();
+        Ok(())
+    }
+
+    /// One record of the labelled topic.
+    pub fn record(
+        &mut self,
+        partition: i32,
+        offset: Offset,
+        value: Option<&[u8]>,
+        now: Instant,
+    ) -> Result<(), StageError> {
+        self.roller.record(partition, offset, decode(value), now)?;
+        Ok(())
+    }
+
+    /// Seals what is due, tries again what failed, sets metrics and readiness.
+    pub fn tick(&mut self) -> Result<(), StageError> {
+        let now = Instant::now();
+        self.roller.tick(now)?;
+        self.tell();
+        self.gauges(now);
+        Ok(())
+    }
+
+    /// What the adapter has to do now.
+    pub fn commands(&mut self) -> Vec<Command> {
+        if !self.roller.has_news() {
+            return Vec::new();
+        }
+        self.tell();
+        self.roller.take_commands()
+    }
+
+    /// Partitions held.
+    pub fn partitions(&self) -> Vec<i32> {
+        self.roller.partitions()
+    }
+
+    /// Seals and gives up partitions before the deadline; what the store does not take until then is dropped
+    /// and read again by the next owner. `commit` gets the offsets to commit.
+    pub fn give_up(
+        &mut self,
+        partitions: &[i32],
+        mut commit: impl FnMut(i32, NextOffset),
+    ) -> Result<(), StageError> {
+        let until = Instant::now() + self.drain;
+        for p in partitions {
+            while !self.roller.drain(*p, Instant::now())? {
+                if Instant::now() >= until {
+                    tracing::warn!(
+                        partition = p,
+                        "the store did not take the open part in time; its posts will be read again"
+                    );
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            for c in self.roller.take_commands() {
+                if let Command::Commit { partition, next } = c {
+                    commit(partition, next);
+                }
+            }
+            self.roller.give_up(*p);
+        }
+        self.tell();
+        self.gauges(Instant::now());
+        Ok(())
+    }
+
+    /// Drops partitions that belong to somebody else already.
+    pub fn forget(&mut self, partitions: &[i32]) {
+        partitions.iter().for_each(|p| self.roller.give_up(*p));
+        self.gauges(Instant::now());
+    }
+
+    fn tell(&mut self) {
+        for n in self.roller.take_notices() {
+            match n {
+                Notice::Sealed { id, next, records, outcome, reason } => {
+                    let outcome = if outcome == Outcome::Created { "created" } else { "adopted" };
+                    metrics::counter!("sentistream_parts_sealed_total", "outcome" => outcome).increment(1);
+                    metrics::counter!("sentistream_rollup_posts_total").increment(records);
+                    let file = self.roller.parts().name(&id);
+                    tracing::info!(file, %next, records, outcome, ?reason, "part sealed");
+                }
+                Notice::StoreDown { partition, error, wait } => {
+                    metrics::counter!("sentistream_store_errors_total").increment(1);
+                    tracing::warn!(
+                        partition,
+                        error,
+                        wait_s = wait.as_secs_f32(),
+                        "store failed; the partition is paused"
+                    );
+                    self.down = Some(error);
+                }
+                Notice::StoreUp { partition } => tracing::info!(partition, "store works again"),
+                Notice::Skipped { partition, offset, why } => {
+                    metrics::counter!("sentistream_rollup_skipped_total").increment(1);
+                    tracing::error!(partition, %offset, %why, "a record on the labelled topic is no labelled post; it is not counted");
+                }
+                Notice::Lost { partition, from, to } => {
+                    let lost = u64::try_from(to.0 - from.0).unwrap_or(0);
+                    metrics::counter!("sentistream_rollup_lost_offsets_total").increment(lost);
+                    tracing::error!(partition, %from, %to, "retention deleted these offsets before they were rolled up");
+                }
+            }
+        }
+        let waiting = self.roller.waiting();
+        if waiting == 0 {
+            self.down = None;
+        }
+        match &self.down {
+            _ if self.roller.partitions().is_empty() => self.health.not_ready(ROLE, "no partition assigned"),
+            Some(error) => {
+                self.health.not_ready(ROLE, format!("{waiting} partitions wait for the store: {error}"))
+            }
+            None => self.health.ready(ROLE),
+        }
+    }
+
+    fn gauges(&mut self, now: Instant) {
+        let mut gone = std::mem::take(&mut self.seen);
+        for part in self.roller.open_parts() {
+            let label = part.partition().to_string();
+            metrics::gauge!("sentistream_open_part_age_seconds", "partition" => label.clone())
+                .set(part.age(now).as_secs_f64());
+            metrics::gauge!("sentistream_open_part_posts", "partition" => label).set(part.records() as f64);
+            gone.remove(&part.partition());
+            self.seen.insert(part.partition());
+        }
+        for partition in gone {
+            let label = partition.to_string();
+            metrics::gauge!("sentistream_open_part_age_seconds", "partition" => label.clone()).set(0.0);
+            metrics::gauge!("sentistream_open_part_posts", "partition" => label).set(0.0);
+        }
+    }
+}

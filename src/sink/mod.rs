@@ -1,0 +1,7 @@
+//! Where results go.
+
+pub mod kafka;
+pub mod message;
+pub mod parquet;
+pub mod parquet_rows;
+pub mod producer;
