@@ -255,7 +255,7 @@ fn handle_spans(text: &str) -> Vec<Range<usize>> {
         let body = &text[at + 1..];
         let stop = body
             .char_indices()
-            .find(|(i, c)| !inside(*c) && !(*i > 0 && handle_goes_on(&body[*i..])))
+            .find(|(i, c)| !(inside(*c) || *i > 0 && handle_goes_on(&body[*i..])))
             .map_or(body.len(), |(i, _)| i);
         if stop == 0 {
             continue;

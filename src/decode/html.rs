@@ -38,12 +38,8 @@ fn push_text(out: &mut String, escaped: &str) {
 
 fn push_break(out: &mut String, tag: &Tag<'_>) {
     let blocks = ["p", "div", "li", "ul", "ol", "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6"];
-    if tag.name.eq_ignore_ascii_case("br") {
-        out.push('\n');
-    } else if blocks.iter().any(|b| tag.name.eq_ignore_ascii_case(b))
-        && !out.is_empty()
-        && !out.ends_with('\n')
-    {
+    let block = blocks.iter().any(|b| tag.name.eq_ignore_ascii_case(b));
+    if tag.name.eq_ignore_ascii_case("br") || (block && !out.is_empty() && !out.ends_with('\n')) {
         out.push('\n');
     }
 }

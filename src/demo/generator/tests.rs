@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     brands::BrandMatcher,
     decode::{Decoded, Decoder},
-    record::{Offset, Position, RawRecord, TopicPartition},
+    record::{Offset, Position, Post, RawRecord, TopicPartition},
 };
 
 const START: Timestamp = Timestamp(1_767_225_600_000_000);
@@ -20,22 +20,32 @@ fn day() -> Vec<GeneratedRecord> {
     Generator::new(7, START, 0.25).until(hours(24.0))
 }
 
-fn decode(record: &GeneratedRecord) -> Decoded {
+/// What each record of a day decodes to.
+fn decoded() -> Vec<(GeneratedRecord, Decoded)> {
     let decoder = Decoder::new(&config::Config::defaults().decode).unwrap();
-    decoder.decode(&RawRecord {
-        position: Position { partition: TopicPartition::new("t", 0), offset: Offset(0) },
-        key: None,
-        payload: Some(Bytes::from(record.payload.clone())),
-        timestamp: Some(record.created_at),
-    })
+    let position = Position { partition: TopicPartition::new("t", 0), offset: Offset(0) };
+    let decode = |r: &GeneratedRecord| {
+        decoder.decode(&RawRecord {
+            position: position.clone(),
+            key: None,
+            payload: Some(Bytes::from(r.payload.clone())),
+            timestamp: Some(r.created_at),
+        })
+    };
+    day().into_iter().map(|r| (r.clone(), decode(&r))).collect()
+}
+
+fn posts() -> Vec<Post> {
+    let post = |(_, d)| if let Decoded::Post(p) = d { Some(p) } else { None };
+    decoded().into_iter().filter_map(post).collect()
 }
 
 #[test]
 fn every_record_becomes_what_it_is_meant_to_become() {
     let mut kinds = HashMap::new();
-    for record in day() {
+    for (record, decoded) in decoded() {
         *kinds.entry(format!("{:?}", record.kind)).or_insert(0) += 1;
-        match (record.kind, decode(&record)) {
+        match (record.kind, decoded) {
             (Kind::Post, Decoded::Post(p)) => assert_eq!(p.created_at, record.created_at),
             (Kind::Broken, Decoded::Reject { .. }) | (Kind::NoPost, Decoded::Skip("delete")) => {}
             other => panic!("{other:?}"),
@@ -55,13 +65,7 @@ fn the_same_seed_gives_the_same_records_however_they_are_asked_for() {
 
 #[test]
 fn a_day_has_a_rhythm_repeats_and_many_distinct_texts() {
-    let texts: Vec<String> = day()
-        .iter()
-        .filter_map(|r| match decode(r) {
-            Decoded::Post(p) => Some(p.text),
-            _ => None,
-        })
-        .collect();
+    let texts: Vec<String> = posts().into_iter().map(|p| p.text).collect();
     let distinct: HashSet<&String> = texts.iter().collect();
     assert!(distinct.len() > 8_000, "{} distinct", distinct.len());
     assert!(
@@ -80,10 +84,9 @@ fn the_crisis_is_seen_in_its_brand_and_names_its_cause() {
     let matcher = BrandMatcher::new(&brands()).unwrap();
     let mut by_hour = [0; 24];
     let mut cause = 0;
-    for record in day() {
-        let Decoded::Post(p) = decode(&record) else { continue };
+    for p in posts() {
         if matcher.find(&p.text).iter().any(|b| &**b == "Aurelo") {
-            by_hour[((record.created_at.0 - START.0) / 3_600_000_000) as usize] += 1;
+            by_hour[((p.created_at.0 - START.0) / 3_600_000_000) as usize] += 1;
             cause += usize::from(p.text.to_lowercase().contains("battery") || p.text.contains("Recall"));
         }
     }
@@ -94,11 +97,7 @@ fn the_crisis_is_seen_in_its_brand_and_names_its_cause() {
 #[test]
 fn nearly_all_posts_about_brands_are_found_by_their_names() {
     let matcher = BrandMatcher::new(&brands()).unwrap();
-    let posts: Vec<_> = day()
-        .iter()
-        .map(decode)
-        .filter_map(|d| if let Decoded::Post(p) = d { Some(p) } else { None })
-        .collect();
+    let posts = posts();
     let found = posts.iter().filter(|p| !matcher.find(&p.text).is_empty()).count();
     assert!(found * 100 > posts.len() * 80, "{found} of {}", posts.len());
 }
