@@ -4,6 +4,7 @@
 
 pub mod assignment;
 pub mod classify;
+pub mod cli;
 pub mod config;
 pub mod evaluation;
 pub mod health;

@@ -3,3 +3,4 @@
 pub mod kafka;
 pub mod message;
 pub mod producer;
+pub mod requeue;

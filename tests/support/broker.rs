@@ -71,6 +71,11 @@ impl Broker {
         Some(broker)
     }
 
+    /// One that somebody else keeps: the cluster inside the process.
+    pub fn at(servers: String) -> Self {
+        Self { servers, full: false, process: None, _dir: None }
+    }
+
     pub fn client(&self) -> ClientConfig {
         let mut c = ClientConfig::new();
         c.set("bootstrap.servers", &self.servers).set("log_level", "0");

@@ -1,0 +1,4 @@
+//! One file a command.
+
+pub mod dead_letters;
+pub mod replay;
