@@ -38,6 +38,7 @@ fn stand_in() -> Option<PathBuf> {
 impl Broker {
     /// `None`: no broker can be had, and the test `name` is skipped (a failure under `CI=true`).
     pub fn start(name: &str) -> Option<Self> {
+        super::logs();
         if let Ok(servers) = std::env::var("SENTISTREAM_TEST_BROKERS") {
             return Some(Self { servers, full: true, process: None, _dir: None });
         }
