@@ -22,7 +22,7 @@ use crate::{
     shutdown::Shutdown,
     sink,
     source::{
-        kafka::{PostsSource, ROLE},
+        kafka::{PostsConsumer, PostsSource, ROLE},
         queue::{Drain, Queue},
     },
     window::{SettledWindow, Window},
@@ -71,10 +71,22 @@ pub fn run(
     shutdown: &Shutdown,
     health: &Health,
 ) -> Result<(), StageError> {
+    run_with(config, classifier, shutdown, health, |consumer| sink::kafka::output(config, consumer))
+}
+
+/// As [`run`], with the output made by `output` from the consumer whose offsets it commits: a test wraps the
+/// real one to fail at will.
+pub fn run_with(
+    config: &Config,
+    classifier: Arc<dyn Classifier>,
+    shutdown: &Shutdown,
+    health: &Health,
+    output: impl FnOnce(Arc<PostsConsumer>) -> Box<dyn Output>,
+) -> Result<(), StageError> {
     let assignments = Arc::new(Assignments::default());
     let queue = Arc::new(Queue::new(config.batch.queue_records, config.batch.queue_bytes));
     let source = PostsSource::subscribe(config, assignments.clone(), queue.clone(), health.clone())?;
-    let mut output = sink::kafka::output(config, source.consumer());
+    let mut output = output(source.consumer());
     // Before the first poll, so that what a crashed predecessor left open is settled when offsets are fetched.
     start(&mut *output)?;
     let policy = Policy {

@@ -156,11 +156,7 @@ impl Output for Transactional {
 
     fn abort(&mut self) -> Result<(), Fault> {
         if self.begun {
-            let sender = self.link.sender("abort")?;
-            // The abort itself waits for reports that only we can fetch, hence first.
-            sender.discard(CALL);
-            sender.client().abort_transaction(CALL).map_err(|e| fault("abort", &e))?;
-            sender.failure();
+            self.link.sender("abort")?.abort().map_err(|e| fault("abort", &e))?;
             self.begun = false;
         }
         Ok(())
@@ -222,8 +218,10 @@ impl Output for AtLeastOnce {
     }
 
     fn abort(&mut self) -> Result<(), Fault> {
+        // What is on its way may arrive; it will come a second time, as this mode allows.
+        let patience = self.link.patience;
         let sender = self.link.sender("abort")?;
-        sender.discard(CALL);
+        sender.settle(patience);
         sender.failure();
         Ok(())
     }

@@ -6,3 +6,5 @@ pub mod parquet;
 pub mod parquet_rows;
 pub mod posts_file;
 pub mod producer;
+pub mod requeue;
+pub mod requeue;

@@ -3,8 +3,9 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,11 +13,14 @@ use rdkafka::{
     ClientConfig, ClientContext, Statistics,
     error::{KafkaError, RDKafkaErrorCode as Code},
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
+    producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
 
 use super::message::Outgoing;
-use crate::settle::{Class, Fault};
+use crate::{
+    settle::{Class, Fault},
+    source::client::own,
+};
 
 /// Longest wait for one call to the broker.
 pub const CALL: Duration = Duration::from_secs(10);
@@ -117,11 +121,26 @@ impl Sender {
         true
     }
 
-    /// Throws away what has not left yet. What is on its way is waited for: an idempotent producer that
-    /// forgets it has a gap in its sequence numbers.
-    pub fn discard(&self, limit: Duration) -> bool {
-        self.producer.purge(PurgeConfig::default().queue());
-        self.settle(limit)
+    /// Aborts the transaction. Only the abort itself may throw away what has not left yet (a purge of our own
+    /// leaves a gap in the sequence numbers), and it waits for the reports, which are fetched beside it.
+    pub fn abort(&self) -> Result<(), KafkaError> {
+        let over = AtomicBool::new(false);
+        let aborted = thread::scope(|s| {
+            s.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    self.producer.poll(Duration::from_millis(2));
+                }
+            });
+            let aborted = self.producer.abort_transaction(CALL);
+            over.store(true, Ordering::Release);
+            aborted
+        });
+        // The thrown away ones are no failures of the next transaction.
+        if aborted.is_ok() {
+            self.settle(CALL);
+            self.failure();
+        }
+        aborted
     }
 
     /// Takes the first failed delivery since the last call.
@@ -137,7 +156,7 @@ impl Sender {
 
 /// Settings on top of the user's that every producer of ours has.
 pub fn settings(c: &mut ClientConfig, max_message_bytes: usize) {
-    super::super::source::client::own(c, "enable.idempotence", "true");
+    own(c, "enable.idempotence", "true");
     for (key, value) in [
         ("linger.ms", "5".to_owned()),
         ("compression.type", "zstd".to_owned()),
@@ -180,5 +199,5 @@ pub fn fault(step: &'static str, error: &KafkaError) -> Fault {
 /// by chance, so that instances do not come back in step.
 pub fn back_off(attempt: u32) {
     let full = Duration::from_millis(100 << attempt.saturating_sub(1).min(6)).min(Duration::from_secs(5));
-    std::thread::sleep(full.mul_f64(rand::random_range(0.5..=1.0)));
+    thread::sleep(full.mul_f64(rand::random_range(0.5..=1.0)));
 }

@@ -1,6 +1,7 @@
 //! Where records come from.
 
 pub mod client;
+pub mod dead_letters;
 pub mod file;
 pub mod kafka;
 pub mod labelled;

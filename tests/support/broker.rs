@@ -38,6 +38,7 @@ fn stand_in() -> Option<PathBuf> {
 impl Broker {
     /// `None`: no broker can be had, and the test `name` is skipped (a failure under `CI=true`).
     pub fn start(name: &str) -> Option<Self> {
+        super::logs();
         if let Ok(servers) = std::env::var("SENTISTREAM_TEST_BROKERS") {
             return Some(Self { servers, full: true, process: None, _dir: None });
         }
@@ -69,6 +70,11 @@ impl Broker {
             probe.fetch_metadata(None, Duration::from_secs(2)).is_ok_and(|m| !m.brokers().is_empty())
         });
         Some(broker)
+    }
+
+    /// One that somebody else keeps: the cluster inside the process.
+    pub fn at(servers: String) -> Self {
+        Self { servers, full: false, process: None, _dir: None }
     }
 
     pub fn client(&self) -> ClientConfig {

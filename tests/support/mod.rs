@@ -27,6 +27,13 @@ pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Logs of the code under test: `RUST_LOG=sentistream=debug cargo test … -- --nocapture`.
+pub fn logs() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // Another test of this program may have done it.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
+
 /// Says that a test did not run, where people see it; under CI that is a failure.
 pub fn skip(test: &str, why: &str) {
     eprintln!("\n*** SKIPPED {test}: {why}\n");

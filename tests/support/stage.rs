@@ -15,6 +15,7 @@ use sentistream::{
     config::{Config, DeliveryMode},
     health::Health,
     record::{DeadLetter, Label, Labelled, ModelId, RawRecord, Scores, SourceRef, Stage, Timestamp},
+    settle::Output,
     shutdown::{Shutdown, Trigger},
     stage::{self, Classifier, StageError},
     window::{Settled, SettledWindow, Window},
@@ -101,6 +102,14 @@ pub struct Setup {
 }
 
 pub fn setup(broker: &Broker, name: &str, partitions: i32, mode: DeliveryMode) -> Setup {
+    let s = names(broker, name, partitions, mode);
+    let k = &s.config.kafka;
+    broker.create_topics(&[(&k.posts_topic, partitions), (&k.labelled_topic, 2), (&k.dead_letter_topic, 1)]);
+    s
+}
+
+/// The configuration alone; the topics are the caller's.
+pub fn names(broker: &Broker, name: &str, partitions: i32, mode: DeliveryMode) -> Setup {
     let mut config = Config::defaults();
     let base = unique(name);
     config.kafka.brokers.clone_from(&broker.servers);
@@ -113,8 +122,6 @@ pub fn setup(broker: &Broker, name: &str, partitions: i32, mode: DeliveryMode) -
     config.kafka.session_timeout_ms = 10_000;
     config.delivery.mode = mode;
     config.delivery.commit_interval_ms = 50;
-    let k = &config.kafka;
-    broker.create_topics(&[(&k.posts_topic, partitions), (&k.labelled_topic, 2), (&k.dead_letter_topic, 1)]);
     Setup { config, partitions }
 }
 
@@ -133,10 +140,22 @@ pub struct Running {
 }
 
 pub fn start(config: &Config, double: Arc<Double>) -> Running {
+    start_with(config, double, |output| output)
+}
+
+/// With `wrap` around the real output.
+pub fn start_with(
+    config: &Config,
+    double: Arc<Double>,
+    wrap: impl FnOnce(Box<dyn Output>) -> Box<dyn Output> + Send + 'static,
+) -> Running {
     let (trigger, shutdown) = Shutdown::new();
     let health = Health::default();
     let (config, classifier, h) = (config.clone(), double.clone(), health.clone());
-    let thread = std::thread::spawn(move || stage::run(&config, classifier, &shutdown, &h));
+    let thread = std::thread::spawn(move || {
+        let output = |consumer| wrap(sentistream::sink::kafka::output(&config, consumer));
+        stage::run_with(&config, classifier, &shutdown, &h, output)
+    });
     Running { trigger, health, double, thread: Some(thread) }
 }
 

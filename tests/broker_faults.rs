@@ -1,0 +1,126 @@
+//! Faults between the stage and the broker: lost transactions, lost answers, refused requests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::time::Duration;
+
+use rdkafka::{mocking::MockCluster, types::RDKafkaApiKey, types::RDKafkaRespErr};
+use sentistream::{
+    config::DeliveryMode::{AtLeastOnce, ExactlyOnce},
+    settle::{Class, Fault, NextOffsets, Output},
+    window::Settled,
+};
+use support::{
+    assert_each_once,
+    broker::Broker,
+    census, committed, produce, read,
+    stage::{Double, setup, start, start_with},
+    until,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Fails every third commit before it is made, and loses the answer of every fifth after it was made.
+struct Flaky {
+    inner: Box<dyn Output>,
+    commits: u32,
+    sends: u32,
+}
+
+fn fault(step: &'static str, class: Class) -> Fault {
+    Fault { step, class, message: "injected".into() }
+}
+
+impl Output for Flaky {
+    fn begin(&mut self) -> Result<(), Fault> {
+        self.inner.begin()
+    }
+
+    fn send(&mut self, item: &Settled) -> Result<(), Fault> {
+        self.sends += 1;
+        if self.sends.is_multiple_of(701) {
+            return Err(fault("send", Class::Abortable));
+        }
+        self.inner.send(item)
+    }
+
+    fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
+        self.inner.send_offsets(next)
+    }
+
+    fn commit(&mut self) -> Result<(), Fault> {
+        self.commits += 1;
+        match self.commits {
+            n if n.is_multiple_of(5) => {
+                self.inner.commit()?;
+                Err(fault("commit", Class::Unknown))
+            }
+            n if n.is_multiple_of(7) => Err(fault("commit", Class::Unknown)),
+            n if n.is_multiple_of(3) => Err(fault("commit", Class::Abortable)),
+            _ => self.inner.commit(),
+        }
+    }
+
+    fn abort(&mut self) -> Result<(), Fault> {
+        self.inner.abort()
+    }
+
+    fn reset(&mut self) -> Result<(), Fault> {
+        self.inner.reset()
+    }
+
+    fn wait(&mut self, _: u32) {}
+}
+
+#[test]
+fn aborted_and_undecided_transactions_leave_no_gap_and_no_double() {
+    let Some(broker) = Broker::start("aborted_and_undecided_transactions_leave_no_gap_and_no_double") else {
+        return;
+    };
+    let mut s = setup(&broker, "flaky", 3, ExactlyOnce);
+    s.config.batch.window_rows = 64;
+    s.config.delivery.commit_max_records = 150;
+    produce(&broker, &s.config.kafka.posts_topic, 3, (0..3000).map(|i| format!("post {i}")));
+    let flaky = |inner| -> Box<dyn Output> { Box::new(Flaky { inner, commits: 0, sends: 0 }) };
+    let stage = start_with(&s.config, Double::new(Duration::ZERO), flaky);
+    let total =
+        || committed(&broker, &s.config.kafka.group, &s.config.kafka.posts_topic, 3).values().sum::<i64>();
+    until("all posts are committed", LIMIT, || {
+        assert!(!stage.is_finished(), "the stage gave up");
+        total() == 3000
+    });
+    stage.stop().unwrap();
+    assert_each_once(&broker, &s.config.kafka.posts_topic, &s.outputs(), |_| false);
+}
+
+/// The cluster inside the process has no transactions, but it can refuse any request.
+#[test]
+fn refused_requests_are_repeated_or_rewound_and_nothing_is_lost() {
+    let cluster = MockCluster::new(1).unwrap();
+    let broker = Broker::at(cluster.bootstrap_servers());
+    let s = support::stage::names(&broker, "refused", 2, AtLeastOnce);
+    let k = &s.config.kafka;
+    for (topic, n) in [(&k.posts_topic, 2), (&k.labelled_topic, 2), (&k.dead_letter_topic, 1)] {
+        cluster.create_topic(topic, n, 1).unwrap();
+    }
+    produce(&broker, &k.posts_topic, 2, (0..1000).map(|i| format!("post {i}")));
+    use RDKafkaRespErr::{
+        RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE,
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION as NOT_LEADER,
+        RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS as REBALANCE,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT as TIMED_OUT,
+    };
+    cluster.request_errors(RDKafkaApiKey::Produce, &[NOT_LEADER, TOO_LARGE, TIMED_OUT]);
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[REBALANCE, TIMED_OUT]);
+    let mut config = s.config.clone();
+    config.delivery.commit_max_records = 200;
+    let stage = start(&config, Double::new(Duration::ZERO));
+    until("all posts are committed", LIMIT, || {
+        assert!(!stage.is_finished(), "the stage gave up");
+        committed(&broker, &k.group, &k.posts_topic, 2).values().sum::<i64>() == 1000
+    });
+    stage.stop().unwrap();
+    let seen = census(&read(&broker, &[&k.labelled_topic], 1000, LIMIT));
+    assert_eq!(seen.len(), 1000, "every post at least once");
+}
