@@ -24,6 +24,7 @@ use crate::{
     shutdown::{Shutdown, Trigger},
     source::probe,
     stage, telemetry,
+    window::{SettledWindow, Window},
 };
 
 /// How long the broker may take to answer at start.
@@ -95,6 +96,16 @@ impl Running {
     }
 }
 
+impl stage::Classifier for Pipeline {
+    fn submit(&self, window: Window) -> bool {
+        Self::submit(self, window).is_ok()
+    }
+
+    fn results(&self) -> &Receiver<SettledWindow> {
+        Self::results(self)
+    }
+}
+
 fn name(role: Role) -> &'static str {
     match role {
         Role::Classify => "classify",
@@ -114,7 +125,12 @@ pub fn start(config: &Config, roles: &[Role]) -> anyhow::Result<Running> {
         health.not_ready("classify", "no partition assigned yet");
         let (config, shutdown, health) = (config.clone(), shutdown.clone(), health.clone());
         threads.push(spawn(Role::Classify, send.clone(), move || {
-            Ok(stage::run(&config, pipeline, &shutdown, &health)?)
+            let pipeline = Arc::new(pipeline);
+            stage::run(&config, pipeline.clone(), &shutdown, &health).map_err(|e| match pipeline.error() {
+                // Why it stopped is what the user needs; that it stopped is the stage's view of it.
+                Some(cause) => anyhow::Error::new(e).context(cause.to_string()),
+                None => e.into(),
+            })
         })?);
     }
     if roles.contains(&Role::Rollup) {

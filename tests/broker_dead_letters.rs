@@ -3,12 +3,12 @@
 
 mod support;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use rdkafka::Message;
 use sentistream::{
-    cli::{dead_letters, replay},
+    cli::{Outcome, dead_letters, replay},
     config::DeliveryMode::ExactlyOnce,
     source::dead_letters::{Letter, scan},
 };
@@ -27,7 +27,7 @@ enum Cli {
     Replay(replay::Args),
 }
 
-fn command(args: &[&str]) -> ExitCode {
+fn command(args: &[&str]) -> Outcome {
     match Cli::try_parse_from([&["sentistream"], args].concat()).unwrap() {
         Cli::DeadLetters(a) => dead_letters::run(&a).unwrap(),
         Cli::Replay(a) => replay::run(&a).unwrap(),
@@ -80,7 +80,7 @@ fn dead_letters_are_listed_and_go_back_once_with_their_own_bytes() {
     assert!(letters.iter().all(|l| *l.source.partition.topic == **posts && l.cut_from.is_none()));
     assert_eq!(
         command(&["dead-letters", "list", "--json", "--limit", "3", "--config", &config]),
-        ExitCode::SUCCESS
+        Outcome::Done
     );
 
     let before = watermark_sum(&broker, posts);
@@ -122,7 +122,7 @@ fn a_file_is_replayed_with_the_ids_as_keys() {
     let path = file(&dir, "posts.ndjson", &text).display().to_string();
     let topic = &s.config.kafka.posts_topic;
     let args = ["replay", &path, "--topic", topic, "--config", &config];
-    assert_eq!(command(&[&args[..], &["--speed", "100", "--event-time"]].concat()), ExitCode::SUCCESS);
+    assert_eq!(command(&[&args[..], &["--speed", "100", "--event-time"]].concat()), Outcome::Done);
     let mut got: Vec<_> = read(&broker, &[topic], 50, LIMIT);
     assert_eq!(got.len(), 50);
     got.sort_by_key(|m| std::str::from_utf8(m.key().unwrap()).unwrap().parse::<u32>().unwrap());

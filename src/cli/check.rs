@@ -90,8 +90,6 @@ fn broker(config: &Config) -> Result<(String, Result<String, String>), String> {
 }
 
 fn store(config: &Config) -> anyhow::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let store = PartStore::open(&config.store)?;
-    runtime.block_on(store.probe())?;
+    PartStore::open(&config.store)?.probe()?;
     Ok(format!("{}: a conditional write is refused where the key exists, as it must be", config.store.url))
 }

@@ -3,14 +3,12 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
 };
 
 use anyhow::Context;
 
+use super::{ConfigArg, Outcome};
 use crate::{
-    config::Config,
     sink::requeue::Requeue,
     source::dead_letters::{Letter, scan},
 };
@@ -55,9 +53,8 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Filter {
-    /// Configuration file
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArg,
     /// Only of this stage: decode, tokenize or classify
     #[arg(long)]
     stage: Option<String>,
@@ -74,7 +71,7 @@ impl Filter {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.command {
         Command::List { filter, limit, json, show } => {
             list(filter, limit.unwrap_or(usize::MAX), *json, *show)
@@ -83,8 +80,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn list(filter: &Filter, limit: usize, json: bool, show: bool) -> anyhow::Result<ExitCode> {
-    let config = Config::load(filter.config.as_deref())?;
+fn list(filter: &Filter, limit: usize, json: bool, show: bool) -> anyhow::Result<Outcome> {
+    let config = filter.config.load()?;
     let mut out = io::stdout().lock();
     let (mut count, mut failed) = (0, None);
     let strange = scan(&config.kafka, |letter| {
@@ -103,7 +100,7 @@ fn list(filter: &Filter, limit: usize, json: bool, show: bool) -> anyhow::Result
     if strange > 0 {
         eprintln!("{strange} records were passed over: they lack the headers of a dead letter");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Outcome::Done)
 }
 
 fn print(l: &Letter, json: bool, show: bool, out: &mut impl Write) -> io::Result<()> {
@@ -134,8 +131,8 @@ fn print(l: &Letter, json: bool, show: bool, out: &mut impl Write) -> io::Result
     }
 }
 
-fn requeue(filter: &Filter, dry: bool) -> anyhow::Result<ExitCode> {
-    let config = Config::load(filter.config.as_deref())?;
+fn requeue(filter: &Filter, dry: bool) -> anyhow::Result<Outcome> {
+    let config = filter.config.load()?;
     let mut requeue = Requeue::new(&config, dry).context("start the producer")?;
     let (mut before, mut cut, mut failed) = (0_usize, 0_usize, None);
     let mut by_reason: BTreeMap<String, usize> = BTreeMap::new();
@@ -172,5 +169,5 @@ fn requeue(filter: &Filter, dry: bool) -> anyhow::Result<ExitCode> {
             "{cut} cannot be: their values were cut to fit; read the originals at their source positions"
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Outcome::Done)
 }

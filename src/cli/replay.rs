@@ -2,7 +2,6 @@
 
 use std::{
     path::PathBuf,
-    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -11,6 +10,7 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::{ConfigArg, Outcome};
 use crate::{
     config::Config,
     record::{RawRecord, Timestamp},
@@ -47,9 +47,8 @@ pub struct Args {
     /// refuse ones from the future.
     #[arg(long)]
     event_time: bool,
-    /// Configuration file (brokers; where id and created_at stand)
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArg,
 }
 
 /// When each record is due.
@@ -73,7 +72,7 @@ impl Pace {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     let pace = match (args.rate, args.speed) {
         (Some(n), _) => Pace::Rate(n),
         (_, Some(x)) => Pace::Speed(x),
@@ -82,7 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Pace::Rate(n) | Pace::Speed(n) = pace {
         ensure!(n.is_finite() && n > 0.0, "--rate and --speed take a positive number, not {n}");
     }
-    let config = Config::load(args.config.as_deref())?;
+    let config = args.config.load()?;
     let source = FileSource::open(&args.file, None)?;
     let mut settings = client::base(&config.kafka, "replay");
     producer::settings(&mut settings, config.decode.limits.max_record_bytes.max(1_000_000) + 65_536);
@@ -153,7 +152,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    fn report(&self, start: Instant) -> anyhow::Result<ExitCode> {
+    fn report(&self, start: Instant) -> anyhow::Result<Outcome> {
         self.sender.settle(Duration::from_secs(120));
         let (done, seconds) = (self.sender.delivered(), start.elapsed().as_secs_f64());
         println!(
@@ -172,9 +171,9 @@ impl Replay<'_> {
         );
         if self.unread > 0 {
             eprintln!("{} records could not be read", self.unread);
-            return Ok(ExitCode::from(1));
+            return Ok(Outcome::Findings);
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(Outcome::Done)
     }
 }
 

@@ -7,4 +7,3 @@ pub mod parquet_rows;
 pub mod posts_file;
 pub mod producer;
 pub mod requeue;
-pub mod requeue;
