@@ -298,6 +298,20 @@ impl EncoderConfig {
     }
 }
 
+impl EncoderConfig {
+    /// Changes both dropout rates, in `raw` too.
+    pub fn set_dropout(&mut self, p: f64) {
+        (self.hidden_dropout, self.attention_dropout) = (p, p);
+        let keys = match self.family {
+            Family::DistilBert => ["dropout", "attention_dropout"],
+            Family::Bert | Family::Roberta => ["hidden_dropout_prob", "attention_probs_dropout_prob"],
+        };
+        for key in keys {
+            self.raw.insert(key.into(), json!(p));
+        }
+    }
+}
+
 /// `id2label` in index order; Hugging Face's placeholder names (`LABEL_0`) count as none.
 fn labels(raw: &Map<String, Value>) -> Result<Vec<String>> {
     let Some(value) = raw.get("id2label") else { return Ok(Vec::new()) };

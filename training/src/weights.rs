@@ -82,6 +82,12 @@ impl Weights {
         ))
     }
 
+    /// Forgets the head, so that a new one is drawn.
+    pub fn drop_head(&mut self) {
+        self.tensors.remove(CLASSIFIER_WEIGHT);
+        self.tensors.remove(CLASSIFIER_BIAS);
+    }
+
     /// The safetensors file's bytes, the encoder's names carrying the family's prefix.
     pub fn to_bytes(&self, config: &EncoderConfig) -> Result<Vec<u8>> {
         let raw: Vec<(String, &Array, Vec<u8>)> = self
