@@ -44,7 +44,8 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a, of_epoch(&lengths, 16, 1, 0));
         assert_ne!(a, of_epoch(&lengths, 16, 2, 0));
-        let padded: usize = a.iter().map(|b| b.len() * b.iter().map(|i| lengths[*i]).max().unwrap_or(0)).sum();
+        let padded: usize =
+            a.iter().map(|b| b.len() * b.iter().map(|i| lengths[*i]).max().unwrap_or(0)).sum();
         let own: usize = lengths.iter().sum();
         assert!((padded as f64) < 1.05 * own as f64, "padding: {padded} for {own} tokens");
     }

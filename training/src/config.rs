@@ -126,9 +126,9 @@ impl EncoderConfig {
             "bert" => Family::Bert,
             "distilbert" => Family::DistilBert,
             "roberta" | "xlm-roberta" | "camembert" => Family::Roberta,
-            other => bail!(
-                "model_type is '{other}', expected bert, distilbert, roberta, xlm-roberta or camembert"
-            ),
+            other => {
+                bail!("model_type is '{other}', expected bert, distilbert, roberta, xlm-roberta or camembert")
+            }
         };
         let distil = family == Family::DistilBert;
         let key = |usual, distilbert| if distil { distilbert } else { usual };
@@ -169,7 +169,11 @@ impl EncoderConfig {
             );
         }
         if self.pad_token_id >= self.vocab_size {
-            bail!("pad_token_id is {}, expected less than vocab_size ({})", self.pad_token_id, self.vocab_size);
+            bail!(
+                "pad_token_id is {}, expected less than vocab_size ({})",
+                self.pad_token_id,
+                self.vocab_size
+            );
         }
         if self.max_positions <= self.position_offset() {
             bail!(
@@ -228,16 +232,7 @@ impl EncoderConfig {
         };
         let [query, key, value, attention_output, attention_norm, intermediate, output, output_norm] =
             names.map(|n| format!("{stem}{n}"));
-        LayerNames {
-            query,
-            key,
-            value,
-            attention_output,
-            attention_norm,
-            intermediate,
-            output,
-            output_norm,
-        }
+        LayerNames { query, key, value, attention_output, attention_norm, intermediate, output, output_norm }
     }
 
     /// Every tensor of the encoder with its shape, in a fixed order, without the family's prefix.
@@ -369,9 +364,7 @@ impl<'a> Fields<'a> {
 
     fn number_or(&self, key: &str, default: f64) -> Result<f64> {
         let Some(v) = self.found(key) else { return Ok(default) };
-        v.as_f64()
-            .filter(|n| *n > 0.0)
-            .ok_or_else(|| anyhow!("{key} is {v}, expected a number above 0"))
+        v.as_f64().filter(|n| *n > 0.0).ok_or_else(|| anyhow!("{key} is {v}, expected a number above 0"))
     }
 
     fn probability(&self, key: &str) -> Result<f64> {

@@ -7,11 +7,8 @@ use anyhow::{Context, Result};
 
 /// OpenMP's idle threads sleep instead of spinning (four times faster where the cores are shared), and
 /// malloc keeps the large blocks that every step frees and asks for again (a sixth faster).
-const WANTED: [(&str, &str); 3] = [
-    ("OMP_WAIT_POLICY", "PASSIVE"),
-    ("MALLOC_MMAP_MAX_", "0"),
-    ("MALLOC_TRIM_THRESHOLD_", "17179869184"),
-];
+const WANTED: [(&str, &str); 3] =
+    [("OMP_WAIT_POLICY", "PASSIVE"), ("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "17179869184")];
 
 /// Returns when the variables are set, by the user or by a restart of this process.
 pub fn ensure() -> Result<()> {

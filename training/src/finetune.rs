@@ -112,7 +112,8 @@ impl<'a> Run<'a> {
         };
         let model = Model::new(config, &weights, device, compute, args.seed)?;
         let mut trainer = Trainer::new(model, args, total, &train.by_label());
-        let position = if args.resume { take_up(&state_path, &report, &mut trainer)? } else { Position::default() };
+        let position =
+            if args.resume { take_up(&state_path, &report, &mut trainer)? } else { Position::default() };
         fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
         let progress = Progress::new(total, position.step);
         let earlier = position.seconds;
@@ -148,7 +149,11 @@ impl<'a> Run<'a> {
             self.trainer.model.len(),
             self.total,
             tch::get_num_threads(),
-            if self.position.step > 0 { format!(", resumed at step {}", self.position.step) } else { String::new() }
+            if self.position.step > 0 {
+                format!(", resumed at step {}", self.position.step)
+            } else {
+                String::new()
+            }
         ));
     }
 
@@ -238,7 +243,8 @@ impl<'a> Run<'a> {
         write_whole(&dir.join("model.safetensors"), &bytes)?;
         write_whole(&dir.join("config.json"), &serde_json::to_vec_pretty(&config.raw)?)?;
         let tokenizer = self.args.base.join("tokenizer.json");
-        let tokenizer = fs::read(&tokenizer).with_context(|| format!("{}: cannot read", tokenizer.display()))?;
+        let tokenizer =
+            fs::read(&tokenizer).with_context(|| format!("{}: cannot read", tokenizer.display()))?;
         write_whole(&dir.join("tokenizer.json"), &tokenizer)?;
         self.save_report(false)
     }
@@ -357,5 +363,8 @@ pub fn evaluation(labels: &[String], truth: impl Iterator<Item = usize>, logits:
 
 /// Index of the largest value; the first one of equals.
 pub fn argmax(x: &[f32]) -> usize {
-    x.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, v)| if *v > best.1 { (i, *v) } else { best }).0
+    x.iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, v)| if *v > best.1 { (i, *v) } else { best })
+        .0
 }

@@ -223,7 +223,8 @@ impl Model {
 
     fn embed(&self, batch: &Batch, train: bool) -> Tensor {
         let tokens = batch.ids.size()[1];
-        let mut x = Tensor::embedding(self.p("embeddings.word_embeddings.weight"), &batch.ids, -1, false, false);
+        let mut x =
+            Tensor::embedding(self.p("embeddings.word_embeddings.weight"), &batch.ids, -1, false, false);
         let from = self.config.position_offset() as i64;
         x += self.p("embeddings.position_embeddings.weight").narrow(0, from, tokens);
         if self.config.type_vocab_size > 0 {
@@ -265,6 +266,7 @@ fn new_head(labels: usize, hidden: usize, seed: u64) -> (Array, Array) {
         let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
         (0.02 * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
     };
-    let weight = Array { shape: vec![labels, hidden], data: (0..labels * hidden).map(|_| normal()).collect() };
+    let weight =
+        Array { shape: vec![labels, hidden], data: (0..labels * hidden).map(|_| normal()).collect() };
     (weight, Array { shape: vec![labels], data: vec![0.0; labels] })
 }

@@ -71,7 +71,14 @@ impl Optimizer {
 
     /// One step. `flat` holds the parameters, `grads` their gradients in order and piecewise, `scale`
     /// multiplies the gradients, `step` counts from 1.
-    pub fn step(&mut self, flat: &mut Tensor, grads: &[Tensor], scale: f64, lr: f64, step: u64) -> Result<()> {
+    pub fn step(
+        &mut self,
+        flat: &mut Tensor,
+        grads: &[Tensor],
+        scale: f64,
+        lr: f64,
+        step: u64,
+    ) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let r = self.rule;
         let power = i32::try_from(step).unwrap_or(i32::MAX);
@@ -109,7 +116,13 @@ impl Optimizer {
     }
 
     /// The same by tensor operations, for devices whose memory is not ours.
-    fn step_by_tensors(&mut self, flat: &mut Tensor, grads: &[Tensor], with: Step, without: Step) -> Result<()> {
+    fn step_by_tensors(
+        &mut self,
+        flat: &mut Tensor,
+        grads: &[Tensor],
+        with: Step,
+        without: Step,
+    ) -> Result<()> {
         let pieces: Vec<Tensor> = grads.iter().map(|g| g.reshape([-1])).collect();
         let g = Tensor::cat(&pieces, 0) * f64::from(with.scale);
         let _ = self.m.lerp_(&g, 1.0 - f64::from(with.beta1));
@@ -134,7 +147,8 @@ fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Step, threa
         return update_share(p, m, v, g, s);
     }
     std::thread::scope(|scope| {
-        let shares = p.chunks_mut(share).zip(m.chunks_mut(share)).zip(v.chunks_mut(share)).zip(g.chunks(share));
+        let shares =
+            p.chunks_mut(share).zip(m.chunks_mut(share)).zip(v.chunks_mut(share)).zip(g.chunks(share));
         for (((p, m), v), g) in shares {
             scope.spawn(move || update_share(p, m, v, g, s));
         }

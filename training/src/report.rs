@@ -117,9 +117,9 @@ pub struct Position {
 impl Position {
     /// The best evaluation so far by macro-recall; the earliest one of equals.
     pub fn best(&self) -> Option<&Evaluated> {
-        self.history.iter().reduce(|best, e| {
-            if e.evaluation.macro_recall > best.evaluation.macro_recall { e } else { best }
-        })
+        self.history
+            .iter()
+            .reduce(|best, e| if e.evaluation.macro_recall > best.evaluation.macro_recall { e } else { best })
     }
 }
 

@@ -22,7 +22,6 @@ pub struct State<P> {
     pub v: Vec<f32>,
 }
 
-
 impl<P: Serialize + DeserializeOwned> State<P> {
     /// Writes the file whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {

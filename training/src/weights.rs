@@ -76,10 +76,7 @@ impl Weights {
     /// The head's weight and bias; their absence says that the folder was not fine-tuned.
     pub fn head(&self) -> Result<(&Array, &Array)> {
         let advice = "the model has no classification head: make one with `training finetune`";
-        Ok((
-            self.get(CLASSIFIER_WEIGHT).context(advice)?,
-            self.get(CLASSIFIER_BIAS).context(advice)?,
-        ))
+        Ok((self.get(CLASSIFIER_WEIGHT).context(advice)?, self.get(CLASSIFIER_BIAS).context(advice)?))
     }
 
     /// Forgets the head, so that a new one is drawn.
