@@ -93,7 +93,8 @@ pub struct Args {
     /// Where to compute; auto takes CUDA where libtorch finds it
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// What matrices are multiplied in; auto takes bf16 where the processor computes it. Parameters,
+    /// What matrices are multiplied in; auto takes the faster one on
+    /// this machine. Parameters,
     /// softmax, LayerNorm and loss stay fp32
     #[arg(long, default_value = "auto")]
     pub precision: Precision,
@@ -138,7 +139,7 @@ pub enum DeviceChoice {
 /// `--precision`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Precision {
-    /// bf16 where it is computed in hardware, else fp32.
+    /// The faster of the two, timed at the start where the processor has both.
     Auto,
     /// 32-bit floats.
     Fp32,

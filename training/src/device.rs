@@ -1,15 +1,12 @@
-//! Which device and which kind of number to compute with.
+//! Which device to compute on, and what it can.
 
 use anyhow::{Result, bail};
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device};
 
-use crate::{
-    args::{DeviceChoice, Precision},
-    native,
-};
+use crate::{args::DeviceChoice, native};
 
-/// The device and the kind that matrices are multiplied in.
-pub fn choose(device: DeviceChoice, precision: Precision) -> Result<(Device, Kind)> {
+/// The device asked for; one that cannot be had is an error.
+pub fn choose(device: DeviceChoice) -> Result<Device> {
     let device = match device {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Auto if native::load_cuda() && Cuda::is_available() => Device::Cuda(0),
@@ -25,15 +22,11 @@ pub fn choose(device: DeviceChoice, precision: Precision) -> Result<(Device, Kin
             Device::Cuda(0)
         }
     };
-    let bf16 = match precision {
-        Precision::Fp32 => false,
-        Precision::Bf16 => true,
-        Precision::Auto => device != Device::Cpu || processor_computes_bf16(),
-    };
-    Ok((device, if bf16 { Kind::BFloat16 } else { Kind::Float }))
+    Ok(device)
 }
 
-fn processor_computes_bf16() -> bool {
+/// Whether the processor has instructions for bf16.
+pub fn processor_computes_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         std::arch::is_x86_feature_detected!("avx512bf16")

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sentistream::{evaluation::Evaluation, prepare::TextPreparation, tokenize::Tokenizer};
 use sha2::{Digest, Sha256};
+use tch::Kind;
 
 use crate::{
     batches,
@@ -18,13 +19,14 @@ use crate::{
     device,
     model::Model,
     progress::Progress,
-    report::{DataReport, Evaluated, Position, Report, Settings},
+    report::{DataReport, Evaluated, Position, Report},
     state::{STATE_FILE, State, write_whole},
     trainer::Trainer,
     weights::Weights,
 };
 
 pub use crate::args::Args;
+use crate::args::Precision;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,80 +63,53 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn prepare(args: &'a Args) -> Result<Self> {
         args.check()?;
-        let folder = &args.out;
-        let state_path = folder.join(STATE_FILE);
+        let state_path = args.out.join(STATE_FILE);
         check_folder(args, &state_path)?;
-        let (device, compute) = device::choose(args.device, args.precision)?;
+        let saved = args.resume.then(|| State::<Position>::load(&state_path)).transpose()?;
+        let device = device::choose(args.device)?;
         tch::set_num_threads(i32::try_from(args.threads())?);
 
-        let base = EncoderConfig::load(&args.base)?;
-        if args.max_tokens > base.max_tokens() {
-            bail!(
-                "--max-tokens is {}, the base model's positions allow {}",
-                args.max_tokens,
-                base.max_tokens()
-            );
-        }
-        let labels = data::labels();
-        let weights = weights_for(args, &base, &labels)?;
-        let mut config = base.with_head(&labels, args.pooling.unwrap_or(base.pooling));
-        if let Some(p) = args.dropout {
-            config.set_dropout(p);
-        }
+        let (config, weights) = open_base(args)?;
         let preparation = TextPreparation::social();
         let tokenizer = Tokenizer::from_file(&args.base.join("tokenizer.json"), args.max_tokens)?;
-        let preparer = Preparer { preparation: &preparation, tokenizer: &tokenizer };
-        let (train, valid) = read_sets(args, &preparer)?;
-        let lengths = train.examples.iter().chain(&valid.examples).flat_map(|e| e.ids.iter().max());
-        if let Some(id) = lengths.max().filter(|id| **id as usize >= config.vocab_size) {
-            bail!("tokenizer.json gives id {id}, config.json's vocab_size is {}", config.vocab_size);
-        }
-
+        let (train, valid) = read_sets(args, &Preparer { preparation: &preparation, tokenizer: &tokenizer })?;
+        check_ids(&config, &[&train, &valid])?;
         let steps_per_epoch = train.examples.len().div_ceil(args.batch_size) as u64;
         let total = steps_per_epoch * args.epochs;
-        let settings = Settings::of(args, &config);
-        let report = Report {
-            base_model: args.base_name(),
-            model_type: config.raw.get("model_type").cloned().unwrap_or_default(),
-            preparation,
-            max_tokens: args.max_tokens,
-            labels,
-            train: DataReport::of(&args.train, &train)?,
-            valid: DataReport::of(&args.valid, &valid)?,
-            device: format!("{device:?}"),
-            compute: format!("{compute:?}"),
-            steps: total,
-            history: Vec::new(),
-            best: None,
-            seconds: 0.0,
-            finished: false,
-            settings,
-        };
-        let model = Model::new(config, &weights, device, compute, args.seed)?;
+
+        let model = Model::new(config, &weights, device, Kind::Float, args.seed)?;
         let mut trainer = Trainer::new(model, args, total, &train.by_label());
-        let position =
-            if args.resume { take_up(&state_path, &report, &mut trainer)? } else { Position::default() };
-        fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
-        let progress = Progress::new(total, position.step);
-        let earlier = position.seconds;
+        let before = saved.as_ref().and_then(|s| s.position.compute());
+        trainer.model.compute = match before.filter(|_| args.precision == Precision::Auto) {
+            Some(compute) => compute,
+            None => trainer.choose_compute(args.precision, &train.examples, args.batch_size)?,
+        };
+        let mut report = Report::of(args, &trainer.model, preparation, total);
+        report.train = DataReport::of(&args.train, &train)?;
+        report.valid = DataReport::of(&args.valid, &valid)?;
+        let position = match saved {
+            Some(state) => take_up(&state_path, state, &report, &mut trainer)?,
+            None => Position::default(),
+        };
+        fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot create", args.out.display()))?;
         let run = Self {
             args,
             trainer,
             train,
             valid,
             report,
-            position,
             total,
             steps_per_epoch,
-            progress,
-            earlier,
+            progress: Progress::new(total, position.step),
+            earlier: position.seconds,
+            position,
             started: Instant::now(),
         };
-        run.say_start(device, compute);
+        run.say_start();
         Ok(run)
     }
 
-    fn say_start(&self, device: tch::Device, compute: tch::Kind) {
+    fn say_start(&self) {
         let p = &self.progress;
         for (name, set) in [("train", &self.train), ("valid", &self.valid)] {
             let c = set.counts;
@@ -145,9 +120,11 @@ impl<'a> Run<'a> {
             ));
         }
         p.line(&format!(
-            "{} parameters, {} steps, {device:?}, matrices in {compute:?}, {} threads{}",
+            "{} parameters, {} steps, {:?}, matrices in {:?}, {} threads{}",
             self.trainer.model.len(),
             self.total,
+            self.trainer.model.device,
+            self.trainer.model.compute,
             tch::get_num_threads(),
             if self.position.step > 0 {
                 format!(", resumed at step {}", self.position.step)
@@ -305,13 +282,35 @@ fn check_folder(args: &Args, state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The base's weights. Its head is taken over only where it has the same labels in the same order.
-fn weights_for(args: &Args, base: &EncoderConfig, labels: &[String]) -> Result<Weights> {
-    let mut weights = Weights::load(&args.base, base)?;
+/// The base's configuration with our head, and its weights. The base's own head is taken over only
+/// where it has the same labels in the same order.
+fn open_base(args: &Args) -> Result<(EncoderConfig, Weights)> {
+    let base = EncoderConfig::load(&args.base)?;
+    let (asked, allowed) = (args.max_tokens, base.max_tokens());
+    if asked > allowed {
+        bail!("--max-tokens is {asked}, the base model's positions allow {allowed}");
+    }
+    let labels = data::labels();
+    let mut weights = Weights::load(&args.base, &base)?;
     if base.labels != labels {
         weights.drop_head();
     }
-    Ok(weights)
+    let mut config = base.with_head(&labels, args.pooling.unwrap_or(base.pooling));
+    if let Some(p) = args.dropout {
+        config.set_dropout(p);
+    }
+    Ok((config, weights))
+}
+
+/// A tokenizer of another model would give ids that the embedding does not have.
+fn check_ids(config: &EncoderConfig, sets: &[&Set]) -> Result<()> {
+    let ids = sets.iter().flat_map(|s| &s.examples).flat_map(|e| &e.ids);
+    match ids.max() {
+        Some(id) if *id as usize >= config.vocab_size => {
+            bail!("tokenizer.json gives id {id}, config.json's vocab_size is {}", config.vocab_size)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_sets(args: &Args, preparer: &Preparer<'_>) -> Result<(Set, Set)> {
@@ -320,8 +319,9 @@ fn read_sets(args: &Args, preparer: &Preparer<'_>) -> Result<(Set, Set)> {
         text: args.text_column.clone(),
         label: args.label_column.clone(),
     };
+    let rows = data::read(&source(&args.train))?;
     let (valid, texts) = preparer.validation(&data::read(&source(&args.valid))?)?;
-    let train = preparer.training(&data::read(&source(&args.train))?, &texts)?;
+    let train = preparer.training(&rows, &texts)?;
     for (path, set) in [(&args.train, &train), (&args.valid, &valid)] {
         let missing: Vec<String> =
             data::labels().into_iter().zip(set.by_label()).filter(|(_, n)| *n == 0).map(|(l, _)| l).collect();
@@ -333,8 +333,7 @@ fn read_sets(args: &Args, preparer: &Preparer<'_>) -> Result<(Set, Set)> {
 }
 
 /// Puts a saved state back, after making sure that it belongs to this very run.
-fn take_up(path: &Path, report: &Report, trainer: &mut Trainer) -> Result<Position> {
-    let state = State::<Position>::load(path)?;
+fn take_up(path: &Path, state: State<Position>, report: &Report, trainer: &mut Trainer) -> Result<Position> {
     let now = report.identity();
     for (key, value) in &now {
         let saved = state.position.identity.get(key).cloned().unwrap_or_default();

@@ -34,6 +34,9 @@ pub struct Optimizer {
 struct Step {
     beta1: f32,
     beta2: f32,
+    /// 1 − beta1 and 1 − beta2, taken before rounding to `f32`.
+    new1: f32,
+    new2: f32,
     /// Learning rate over the first moment's bias correction.
     rate: f32,
     /// One over the root of the second moment's bias correction.
@@ -80,18 +83,12 @@ impl Optimizer {
         step: u64,
     ) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let r = self.rule;
-        let power = i32::try_from(step).unwrap_or(i32::MAX);
-        let constants = |decay: f64| Step {
-            beta1: r.beta1 as f32,
-            beta2: r.beta2 as f32,
-            rate: (lr / (1.0 - r.beta1.powi(power))) as f32,
-            root: (1.0 / (1.0 - r.beta2.powi(power)).sqrt()) as f32,
-            eps: r.eps as f32,
-            keep: (1.0 - lr * decay) as f32,
-            scale: scale as f32,
-        };
-        let (with, without) = (constants(r.weight_decay), constants(0.0));
+        let given: usize = grads.iter().map(Tensor::numel).sum();
+        if given != flat.numel() {
+            bail!("{given} gradients for {} parameters", flat.numel());
+        }
+        let decay = self.rule.weight_decay;
+        let (with, without) = (self.constants(scale, lr, step, decay), self.constants(scale, lr, step, 0.0));
         if flat.device() != Device::Cpu {
             return self.step_by_tensors(flat, grads, with, without);
         }
@@ -109,10 +106,23 @@ impl Optimizer {
             update(p_now, m_now, v_now, g, s, self.threads);
             at += g.len();
         }
-        if !p.is_empty() {
-            bail!("{at} gradients for {} parameters", at + p.len());
-        }
         Ok(())
+    }
+
+    fn constants(&self, scale: f64, lr: f64, step: u64, decay: f64) -> Step {
+        let r = self.rule;
+        let power = i32::try_from(step).unwrap_or(i32::MAX);
+        Step {
+            beta1: r.beta1 as f32,
+            beta2: r.beta2 as f32,
+            new1: (1.0 - r.beta1) as f32,
+            new2: (1.0 - r.beta2) as f32,
+            rate: (lr / (1.0 - r.beta1.powi(power))) as f32,
+            root: (1.0 / (1.0 - r.beta2.powi(power)).sqrt()) as f32,
+            eps: r.eps as f32,
+            keep: (1.0 - lr * decay) as f32,
+            scale: scale as f32,
+        }
     }
 
     /// The same by tensor operations, for devices whose memory is not ours.
@@ -125,9 +135,9 @@ impl Optimizer {
     ) -> Result<()> {
         let pieces: Vec<Tensor> = grads.iter().map(|g| g.reshape([-1])).collect();
         let g = Tensor::cat(&pieces, 0) * f64::from(with.scale);
-        let _ = self.m.lerp_(&g, 1.0 - f64::from(with.beta1));
+        let _ = self.m.lerp_(&g, f64::from(with.new1));
         self.v *= f64::from(with.beta2);
-        self.v += g.square() * (1.0 - f64::from(with.beta2));
+        self.v += g.square() * f64::from(with.new2);
         let (decayed, rest) = (self.decayed as i64, (flat.numel() - self.decayed) as i64);
         for (from, len, s) in [(0, decayed, with), (decayed, rest, without)] {
             let mut p = flat.narrow(0, from, len);
@@ -158,8 +168,8 @@ fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Step, threa
 fn update_share(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Step) {
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
         let g = g * s.scale;
-        *m = s.beta1 * *m + (1.0 - s.beta1) * g;
-        *v = s.beta2 * *v + (1.0 - s.beta2) * g * g;
+        *m = s.beta1 * *m + s.new1 * g;
+        *v = s.beta2 * *v + s.new2 * g * g;
         *p = *p * s.keep - s.rate * *m / (v.sqrt() * s.root + s.eps);
     }
 }
@@ -186,4 +196,79 @@ pub fn learning_rate(peak: f64, step: u64, warmup: u64, total: u64) -> f64 {
     }
     let left = (total + 1).saturating_sub(step) as f64;
     peak * left / (total + 1).saturating_sub(warmup).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const RULE: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+
+    #[test]
+    fn three_steps_of_adamw_worked_by_hand() {
+        // Gradients 0.5, -0.25, 2 at rate 0.1; the first parameter is decayed, the second is not.
+        let expected = [[0.899, 0.9], [0.871_467_3, 0.873_366_3], [0.803_531_07, 0.806_301_55]];
+        let mut flat = Tensor::from_slice(&[1f32, 1.0]);
+        let mut optimizer = Optimizer::new(RULE, 2, 1, Device::Cpu, 1);
+        for (i, g) in [0.5f32, -0.25, 2.0].into_iter().enumerate() {
+            let grads = [Tensor::from_slice(&[g]), Tensor::from_slice(&[g])];
+            optimizer.step(&mut flat, &grads, 1.0, 0.1, i as u64 + 1).unwrap();
+            for (got, want) in values(&flat).unwrap().iter().zip(expected[i]) {
+                assert!((f64::from(*got) - want).abs() < 1e-6, "step {}: {got}, {want}", i + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_by_tensors_and_threads_agrees_with_one_pass() {
+        let n = 700_000;
+        let start = Tensor::randn([n], (Kind::Float, Device::Cpu));
+        let [mut one, mut many, mut tensors] = [0, 1, 2].map(|_| start.copy());
+        let new = |threads| Optimizer::new(RULE, n as usize, 600_000, Device::Cpu, threads);
+        let (mut a, mut b, mut c) = (new(1), new(3), new(1));
+        for step in 1..=3 {
+            let g = Tensor::randn([n], (Kind::Float, Device::Cpu));
+            let grads = [g.narrow(0, 0, 600_000), g.narrow(0, 600_000, 100_000)];
+            a.step(&mut one, &grads, 0.5, 0.01, step).unwrap();
+            b.step(&mut many, &grads, 0.5, 0.01, step).unwrap();
+            let (with, without) = (c.constants(0.5, 0.01, step, 0.01), c.constants(0.5, 0.01, step, 0.0));
+            c.step_by_tensors(&mut tensors, &grads, with, without).unwrap();
+        }
+        assert!(one.equal(&many));
+        let difference = (&one - &tensors).abs().max().double_value(&[]);
+        assert!(difference < 1e-6, "{difference}");
+        assert!((&one - &start).abs().mean(Kind::Float).double_value(&[]) > 0.005);
+    }
+
+    #[test]
+    fn gradients_of_the_wrong_number_are_refused() {
+        let mut flat = Tensor::from_slice(&[1f32, 1.0]);
+        let mut optimizer = Optimizer::new(RULE, 2, 1, Device::Cpu, 1);
+        for n in [1, 3] {
+            let grads = [Tensor::zeros([n], (Kind::Float, Device::Cpu))];
+            let error = optimizer.step(&mut flat, &grads, 1.0, 0.1, 1).unwrap_err().to_string();
+            assert!(error.contains(&format!("{n} gradients for 2 parameters")), "{error}");
+        }
+    }
+
+    #[test]
+    fn clipping_scales_to_the_norm_and_stops_at_nan() {
+        let grads = |x: f32| [Tensor::from_slice(&[3f32, 0.0]), Tensor::from_slice(&[x])];
+        let (scale, norm) = clip(&grads(4.0), 1.0, 1).unwrap();
+        assert!((norm - 5.0).abs() < 1e-6 && (scale - 0.2).abs() < 1e-6);
+        assert_eq!(clip(&grads(4.0), 10.0, 1).unwrap().0, 1.0);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let error = clip(&grads(bad), 1.0, 17).unwrap_err().to_string();
+            assert!(error.contains("step 17") && error.contains("--precision fp32"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_and_falls_in_straight_lines() {
+        let at = |step| learning_rate(1.0, step, 4, 12);
+        assert_eq!([at(1), at(2), at(4)], [0.25, 0.5, 1.0]);
+        assert!((at(5) - 8.0 / 9.0).abs() < 1e-12 && (at(12) - 1.0 / 9.0).abs() < 1e-12);
+        assert_eq!(learning_rate(1.0, 1, 0, 2), 2.0 / 3.0 * 1.0);
+    }
 }

@@ -6,12 +6,14 @@ use anyhow::Result;
 use sentistream::{evaluation::Evaluation, prepare::TextPreparation, record::Map};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tch::Kind;
 
 use crate::{
     args::Args,
     config::EncoderConfig,
     data::{Counts, Set},
     finetune::sha256,
+    model::Model,
 };
 
 /// The settings that decide what the steps compute.
@@ -64,7 +66,7 @@ impl Settings {
 }
 
 /// A data file: its name without the folder, its content's hash, its rows.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DataReport {
     /// File name.
     pub file: String,
@@ -115,6 +117,15 @@ pub struct Position {
 }
 
 impl Position {
+    /// What matrices were multiplied in so far.
+    pub fn compute(&self) -> Option<Kind> {
+        match self.identity.get("compute")?.as_str()? {
+            "Float" => Some(Kind::Float),
+            "BFloat16" => Some(Kind::BFloat16),
+            _ => None,
+        }
+    }
+
     /// The best evaluation so far by macro-recall; the earliest one of equals.
     pub fn best(&self) -> Option<&Evaluated> {
         self.history
@@ -159,6 +170,27 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report of a run that has not begun; its data is still to be filled in.
+    pub fn of(args: &Args, model: &Model, preparation: TextPreparation, steps: u64) -> Self {
+        Self {
+            base_model: args.base_name(),
+            model_type: model.config.raw.get("model_type").cloned().unwrap_or_default(),
+            preparation,
+            max_tokens: args.max_tokens,
+            labels: model.config.labels.clone(),
+            train: DataReport::default(),
+            valid: DataReport::default(),
+            device: format!("{:?}", model.device),
+            compute: format!("{:?}", model.compute),
+            settings: Settings::of(args, &model.config),
+            steps,
+            history: Vec::new(),
+            best: None,
+            seconds: 0.0,
+            finished: false,
+        }
+    }
+
     /// What must be equal for a resumed run to be the same run.
     pub fn identity(&self) -> Map<String, Value> {
         let mut all = Map::new();

@@ -1,13 +1,16 @@
 //! One training step and one evaluation, whatever loop they stand in.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 use sentistream::evaluation::Evaluation;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::{
-    args::{Args, ClassWeights},
+    args::{Args, ClassWeights, Precision},
     batches::mix,
     data::Example,
+    device::processor_computes_bf16,
     finetune::evaluation,
     model::{Batch, Model},
     optim::{AdamW, Optimizer, clip, learning_rate},
@@ -65,6 +68,14 @@ impl Trainer {
     /// Step number `step`, counted from 1. Dropout is seeded by the step, so a resumed run draws what
     /// an unbroken one would have drawn.
     pub fn step(&mut self, examples: &[&Example], step: u64) -> Result<Done> {
+        let (loss, grads) = self.gradients(examples, step)?;
+        let (scale, norm) = clip(&grads, self.clip, step)?;
+        let lr = learning_rate(self.peak, step, self.warmup, self.total);
+        self.optimizer.step(self.model.flat(), &grads, scale, lr, step)?;
+        Ok(Done { loss, norm, lr })
+    }
+
+    fn gradients(&self, examples: &[&Example], step: u64) -> Result<(f64, Vec<Tensor>)> {
         tch::manual_seed((mix(self.seed, step) >> 1) as i64);
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let targets: Vec<i64> = examples.iter().map(|e| e.label as i64).collect();
@@ -80,10 +91,44 @@ impl Trainer {
         );
         let grads = Tensor::f_run_backward(&[&loss], &self.model.leaves(), false, false)
             .with_context(|| format!("step {step}: backward"))?;
-        let (scale, norm) = clip(&grads, self.clip, step)?;
-        let lr = learning_rate(self.peak, step, self.warmup, self.total);
-        self.optimizer.step(self.model.flat(), &grads, scale, lr, step)?;
-        Ok(Done { loss: loss.double_value(&[]), norm, lr })
+        Ok((loss.double_value(&[]), grads))
+    }
+
+    /// What to multiply matrices in. `auto` takes bf16 on CUDA; on a processor that has bf16 it times
+    /// both, because some are slower at it.
+    pub fn choose_compute(
+        &mut self,
+        asked: Precision,
+        examples: &[Example],
+        batch_size: usize,
+    ) -> Result<Kind> {
+        let on_cpu = self.model.device == Device::Cpu;
+        match asked {
+            Precision::Fp32 => return Ok(Kind::Float),
+            Precision::Bf16 => return Ok(Kind::BFloat16),
+            Precision::Auto if !on_cpu => return Ok(Kind::BFloat16),
+            Precision::Auto if !processor_computes_bf16() => return Ok(Kind::Float),
+            Precision::Auto => {}
+        }
+        let mut best = (f64::INFINITY, Kind::Float);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            self.model.compute = kind;
+            let mut seconds = f64::INFINITY;
+            // Batches of several widths, as in training: a new shape can cost more than its arithmetic.
+            for (i, batch) in examples.chunks(batch_size).take(4).enumerate() {
+                let batch: Vec<&Example> = batch.iter().collect();
+                let started = Instant::now();
+                self.gradients(&batch, 0)?;
+                let tokens: usize = batch.iter().map(|e| e.ids.len()).max().unwrap_or(1) * batch.len();
+                if i > 0 {
+                    seconds = seconds.min(started.elapsed().as_secs_f64() / tokens as f64);
+                }
+            }
+            if seconds < best.0 {
+                best = (seconds, kind);
+            }
+        }
+        Ok(best.1)
     }
 
     /// Metrics on `examples`, computed in `f32` as the exported model will compute.
