@@ -93,8 +93,7 @@ pub struct Args {
     /// Where to compute; auto takes CUDA where libtorch finds it
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// What matrices are multiplied in; auto takes the faster one on
-    /// this machine. Parameters,
+    /// What matrices are multiplied in; auto times both and takes the faster. Parameters,
     /// softmax, LayerNorm and loss stay fp32
     #[arg(long, default_value = "auto")]
     pub precision: Precision,

@@ -320,7 +320,10 @@ fn labels(raw: &Map<String, Value>) -> Result<Vec<String>> {
         .collect::<Result<Vec<_>>>()?;
     by_id.sort();
     if by_id.iter().enumerate().any(|(i, (id, _))| i != *id) {
-        bail!("id2label has the ids {:?}, expected 0, 1, … without a gap", by_id.iter().map(|x| x.0));
+        bail!(
+            "id2label has the ids {:?}, expected 0, 1, … without a gap",
+            by_id.iter().map(|x| x.0).collect::<Vec<_>>()
+        );
     }
     if by_id.iter().all(|(_, l)| l.starts_with("LABEL_")) {
         return Ok(Vec::new());
