@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod environment;
+pub mod export;
 pub mod finetune;
 pub mod model;
 pub mod native;

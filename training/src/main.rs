@@ -9,11 +9,23 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use training::finetune::{self, Outcome};
+use training::{
+    environment, export,
+    finetune::{self, Outcome},
+};
 
-/// Makes the models that sentistream runs: fine-tune an encoder, export it.
+const EXAMPLE: &str = "Example, from a base model and labelled texts to a model folder:
+
+  training finetune --base all-MiniLM-L6-v2 --train train.csv --valid valid.csv --out runs/first
+  training export --model runs/first --valid valid.csv --calibration train.csv \\
+      --out models/first --name first --languages en
+
+Exit status: 0 done, 1 failed (the message says what and where), 2 the command line was not understood,
+130 stopped by Ctrl-C with the state saved.";
+
+/// Makes the models that sentistream runs: fine-tunes an encoder, exports it.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLE)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -22,12 +34,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Finetune(finetune::Args),
+    Export(export::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Finetune(args) => run_finetune(args),
+        Command::Export(args) => {
+            environment::ensure().and_then(|()| export::run(args)).map(|()| ExitCode::SUCCESS)
+        }
     };
     result.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");
@@ -36,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn run_finetune(args: &finetune::Args) -> anyhow::Result<ExitCode> {
-    training::environment::ensure()?;
+    environment::ensure()?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
