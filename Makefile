@@ -4,8 +4,8 @@ CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/sentistream
 # Outside the clone, so that a fresh clone builds quickly where another was built before.
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export LIBTORCH ?= $(CACHE)/libtorch-2.11.0/torch
-# Without a broker a developer's test run skips the broker tests loudly; make always brings one.
-export SENTISTREAM_REQUIRE_BROKER := 1
+# `cargo test` alone skips, loudly, what needs a broker or DuckDB; make brings both and demands them.
+TEST_ENV := SENTISTREAM_REQUIRE_BROKER=1 SENTISTREAM_TEST_DUCKDB=1 PYTHONPATH="$(CACHE)/duckdb-2.0.0"
 DEMO_ARGS ?= --duration 60s
 DATA ?= ../shared/data/tweets-en
 
@@ -22,11 +22,11 @@ demo: setup ## the whole path on generated posts, with an embedded broker; ends 
 
 test: ## every test, set-up included (processor and training share one build)
 	@scripts/setup.sh runtime test training
-	cargo test --workspace
+	$(TEST_ENV) cargo test --workspace
 
 test-processor: ## the processor's tests alone, without libtorch: unit, property, golden, CLI, real broker, DuckDB
 	@scripts/setup.sh runtime test
-	cargo test
+	$(TEST_ENV) cargo test
 
 build: setup ## the processor, development profile
 	cargo build

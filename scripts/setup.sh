@@ -86,7 +86,7 @@ get_libtorch() {
     unpack "$1/nvidia_cuda_runtime-*.whl" "$2" '.*/libcudart\.so\.13'
     unpack "$1/nvidia_cuda_cupti-*.whl" "$2" '.*/libcupti\.so\.13'
 }
-get_duckdb() { say "fetching duckdb"; python3 -m pip install --quiet --no-deps --only-binary=:all: --target "$2" duckdb==2.0.0; }
+get_duckdb() { say "fetching duckdb"; python3 -m pip install --quiet --no-deps --only-binary=:all: --root-user-action=ignore --target "$2" duckdb==2.0.0 pytz==2025.2; }
 
 tools
 [ $# -gt 0 ] || set -- runtime

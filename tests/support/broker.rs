@@ -45,7 +45,7 @@ impl Broker {
         let Some(binary) = stand_in() else {
             super::skip(
                 name,
-                "no broker: set SENTISTREAM_TEST_BROKERS, or run `make test-deps` for one of our own",
+                "no broker: set SENTISTREAM_TEST_BROKERS, or run `scripts/setup.sh test` for one of our own",
             );
             return None;
         };
