@@ -12,9 +12,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    classify::{
-        artifact::Artifact, cache::RepeatCache, decide::Decider, engine::Engine, runtime,
-    },
+    classify::{artifact::Artifact, cache::RepeatCache, decide::Decider, engine::Engine, runtime},
     cli::run::Role,
     config::Config,
     front::Front,
@@ -136,9 +134,8 @@ pub fn start(config: &Config, roles: &[Role]) -> anyhow::Result<Running> {
     if roles.contains(&Role::Rollup) {
         health.not_ready("rollup", "no partition assigned yet");
         let (config, health) = (config.clone(), health.clone());
-        threads.push(spawn(Role::Rollup, send, move || {
-            Ok(rollup::stage::run(&config, &shutdown, &health)?)
-        })?);
+        threads
+            .push(spawn(Role::Rollup, send, move || Ok(rollup::stage::run(&config, &shutdown, &health)?))?);
     }
     Ok(Running { trigger, ends, threads, health })
 }
@@ -172,7 +169,9 @@ pub fn run_until_signal(config: &Config, roles: &[Role]) -> anyhow::Result<()> {
         }
     }
     let running = start(config, roles)?;
-    if let Some(address) = runtime.block_on(telemetry::serve(&config.http, metrics, running.health().clone()))? {
+    if let Some(address) =
+        runtime.block_on(telemetry::serve(&config.http, metrics, running.health().clone()))?
+    {
         tracing::info!(%address, "serving /metrics, /healthz, /readyz");
     }
     while !signalled.wait_timeout(POLL) && !running.ended() {}

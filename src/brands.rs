@@ -199,11 +199,12 @@ fn fits(kind: Kind, text: &str, span: Range<usize>, handles: &[Range<usize>]) ->
         (Some(previous), Some(first)) => !joined_left(previous, first),
         _ => true,
     };
+    let in_handle = || handles.iter().any(|h| h.start < span.end && span.start < h.end);
     match kind {
-        Kind::Hashtag => ends,
+        Kind::Hashtag => ends && !in_handle(),
         Kind::Handle => ends && !before.is_some_and(is_word) && !handle_goes_on(&text[span.end..]),
         Kind::Exclusion => begins && ends,
-        Kind::Word => begins && ends && !handles.iter().any(|h| h.start < span.end && span.start < h.end),
+        Kind::Word => begins && ends && !in_handle(),
     }
 }
 

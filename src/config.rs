@@ -53,9 +53,20 @@ pub struct Config {
 }
 
 /// A value that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    /// Numbers and booleans are taken as what they look like: librdkafka reads text.
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(d)? {
+            serde_json::Value::String(s) => Ok(Self(s)),
+            v @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => Ok(Self(v.to_string())),
+            // Not quoted: it may hold a secret.
+            _ => Err(serde::de::Error::custom("expected a text, a number, true or false")),
+        }
+    }
+}
 
 impl Secret {
     /// The value itself, for the client that needs it.
@@ -463,9 +474,13 @@ impl Config {
             })?;
             layers.env.push((name, key.join(".")));
         }
-        let merged = builder.build().map_err(|e| layers.error(String::new(), e.to_string()))?;
+        // Through a JSON value, because its deserializer says what would have been allowed.
+        let merged: serde_json::Value = builder
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|e| layers.error(String::new(), e.to_string()))?;
         let mut config: Self = serde_path_to_error::deserialize(merged)
-            .map_err(|e| layers.error(e.path().to_string(), plain_message(e.inner())))?;
+            .map_err(|e| layers.error(e.path().to_string(), e.inner().to_string()))?;
         config.read_secret_files()?;
         config.validate().map_err(|(key, message)| layers.error(key.to_owned(), message))?;
         Ok(config)
@@ -590,30 +605,31 @@ fn env_key(name: &str) -> Vec<String> {
     parts
 }
 
+/// The value as the type that the default has; where there is no default (raw librdkafka settings, brands),
+/// text. A text that is no such value stays text, and the typed configuration says what is wrong.
+fn typed(path: &[String], value: &str) -> toml::Value {
+    let table: toml::Table = toml::from_str(DEFAULTS).expect("config/default.toml is checked by a test");
+    let default = path.iter().try_fold(&toml::Value::Table(table), |v, key| v.get(key)).cloned();
+    let parsed = match default {
+        Some(toml::Value::Integer(_)) => value.parse::<i64>().ok().map(toml::Value::from),
+        Some(toml::Value::Float(_)) => value.parse::<f64>().ok().map(toml::Value::from),
+        Some(toml::Value::Boolean(_)) => value.parse::<bool>().ok().map(toml::Value::from),
+        _ => None,
+    };
+    parsed.unwrap_or_else(|| toml::Value::from(value))
+}
+
 /// Adds one override as a nested table, so that dots inside the last key stay part of it.
 fn set_path(
     builder: config::ConfigBuilder<config::builder::DefaultState>,
     path: &[String],
     value: &str,
 ) -> Result<config::ConfigBuilder<config::builder::DefaultState>, toml::ser::Error> {
-    let leaf = value
-        .parse::<i64>()
-        .map(toml::Value::from)
-        .or_else(|_| value.parse::<bool>().map(toml::Value::from))
-        .or_else(|_| value.parse::<f64>().map(toml::Value::from))
-        .unwrap_or_else(|_| toml::Value::from(value));
+    let leaf = typed(path, value);
     let nested =
         path.iter().rev().fold(leaf, |v, key| toml::Value::Table([(key.clone(), v)].into_iter().collect()));
     let text = toml::to_string(&nested)?;
     Ok(builder.add_source(config::File::from_str(&text, config::FileFormat::Toml)))
-}
-
-/// config-rs wraps the reason in the key, which the caller names already.
-fn plain_message(e: &config::ConfigError) -> String {
-    match e {
-        config::ConfigError::At { error, .. } => plain_message(error),
-        other => other.to_string(),
-    }
 }
 
 fn read(path: &Path, what: &str) -> Result<String, ConfigError> {

@@ -21,7 +21,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// `log.level` is not a filter.
-    #[error("log.level: '{value}': {message}; expected a filter such as 'info' or 'sentistream=debug,rdkafka=warn'")]
+    #[error(
+        "log.level: '{value}': {message}; expected a filter such as 'info' or 'sentistream=debug,rdkafka=warn'"
+    )]
     Filter {
         /// The value.
         value: String,
@@ -32,7 +34,9 @@ pub enum TelemetryError {
     #[error("cannot install the metrics recorder: {0}")]
     Metrics(String),
     /// The port is taken, or the address not ours.
-    #[error("http.listen: cannot listen on {address}: {source}; set another address, or \"\" to switch it off")]
+    #[error(
+        "http.listen: cannot listen on {address}: {source}; set another address, or \"\" to switch it off"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -56,7 +60,8 @@ pub fn init_logs(log: &Log) -> Result<(), TelemetryError> {
 /// Installs the process's metrics recorder.
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let fail = |e: metrics_exporter_prometheus::BuildError| TelemetryError::Metrics(e.to_string());
-    let seconds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+    let seconds =
+        [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
     let rows = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
     let tokens = [16.0, 64.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0];
     let handle = PrometheusBuilder::new()

@@ -53,7 +53,10 @@ fn a_wrong_key_names_the_file_the_key_and_what_is_allowed() {
 
 #[test]
 fn a_wrong_value_names_the_key_the_value_and_what_is_allowed() {
-    refused("[delivery]\nmode = 'most_once'", &["delivery.mode", "most_once", "exactly_once", "at_least_once"]);
+    refused(
+        "[delivery]\nmode = 'most_once'",
+        &["delivery.mode", "most_once", "exactly_once", "at_least_once"],
+    );
     refused("[rollup]\nwindow_s = 7", &["rollup.window_s", "7", "divide a day"]);
     refused("[batch]\nmax_rows = 'many'", &["batch.max_rows", "many"]);
     refused("[http]\nlisten = 'here'", &["http.listen", "here", "ADDRESS:PORT"]);
@@ -62,21 +65,16 @@ fn a_wrong_value_names_the_key_the_value_and_what_is_allowed() {
 
 #[test]
 fn a_wrong_environment_variable_is_named() {
-    sentistream()
-        .env("SENTISTREAM__BATCH__LINGER_MS", "soon")
-        .arg("check")
-        .assert()
-        .code(2)
-        .stderr(predicate::str::contains("SENTISTREAM__BATCH__LINGER_MS").and(predicate::str::contains("soon")));
+    sentistream().env("SENTISTREAM__BATCH__LINGER_MS", "soon").arg("check").assert().code(2).stderr(
+        predicate::str::contains("SENTISTREAM__BATCH__LINGER_MS").and(predicate::str::contains("soon")),
+    );
 }
 
 #[test]
 fn a_missing_configuration_is_one_clear_line() {
-    sentistream()
-        .args(["run", "--config", "/nonexistent/my.toml"])
-        .assert()
-        .code(2)
-        .stderr(predicate::str::contains("/nonexistent/my.toml").and(predicate::str::contains("cannot read")));
+    sentistream().args(["run", "--config", "/nonexistent/my.toml"]).assert().code(2).stderr(
+        predicate::str::contains("/nonexistent/my.toml").and(predicate::str::contains("cannot read")),
+    );
 }
 
 #[test]
@@ -126,7 +124,7 @@ fn a_secret_is_never_printed() {
         "my.toml",
         &format!(
             "[kafka]\nbrokers='127.0.0.1:1'\n[kafka.properties]\n'sasl.username'='u'\n'sasl.mechanism'='PLAIN'\n\
-             'security.protocol'='sasl_plaintext'\n'sasl.oauthbearer.client.secret'='hunter2-inline'\n[kafka.secret_files]\n\
+             'security.protocol'='sasl_plaintext'\n[kafka.secret_files]\n\
              'sasl.password'='{secret}'\n[store]\nurl='file:{}/data'\n[log]\nlevel='debug'",
             dir.path().display()
         ),
@@ -137,4 +135,19 @@ fn a_secret_is_never_printed() {
         .assert()
         .stdout(predicate::str::contains("hunter2").not())
         .stderr(predicate::str::contains("hunter2").not());
+}
+
+#[test]
+fn a_property_that_librdkafka_refuses_is_named_without_its_value() {
+    for (key, value) in
+        [("sasl.mechnism", "hunter2"), ("ssl.key.password.x", "hunter2"), ("queued.min.messages", "hunter2")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let config = file(dir.path(), "my.toml", &format!("[kafka.properties]\n'{key}'='{value}'"));
+        sentistream()
+            .args(["check", "--config", &config])
+            .assert()
+            .code(2)
+            .stderr(predicate::str::contains(key).and(predicate::str::contains("hunter2").not()));
+    }
 }

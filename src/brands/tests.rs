@@ -192,6 +192,7 @@ fn oracle(brands: &[Brand], text: &str) -> Vec<String> {
         let address = ascii(t[i]) && e + 1 < t.len() && t[e] == '@' && ascii(t[e + 1]);
         handle || address
     };
+    let tag_fits = |i: usize, j: usize| free_right(j) && !(i + 1..j).any(in_handle);
     let mut names = Vec::new();
     for b in brands {
         let covered = |i: usize, j: usize| {
@@ -206,10 +207,10 @@ fn oracle(brands: &[Brand], text: &str) -> Vec<String> {
                 .any(|(i, j)| free_left(*i) && free_right(*j) && !(*i..*j).any(in_handle) && !covered(*i, *j))
                 || places(&format!("#{}", fold(a).replace(' ', "")))
                     .iter()
-                    .any(|(i, j)| free_right(*j) && !covered(i + 1, *j))
+                    .any(|(i, j)| tag_fits(*i, *j) && !covered(i + 1, *j))
         });
         let tags = b.hashtags.iter().any(|h| {
-            places(&format!("#{}", fold(h))).iter().any(|(i, j)| free_right(*j) && !covered(i + 1, *j))
+            places(&format!("#{}", fold(h))).iter().any(|(i, j)| tag_fits(*i, *j) && !covered(i + 1, *j))
         });
         let handles = b.handles.iter().any(|h| {
             places(&format!("@{}", fold(h))).iter().any(|(i, j)| {

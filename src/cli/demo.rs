@@ -55,7 +55,10 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
         report.dead,
         report.produced - report.posts - report.broken
     );
-    println!("\nThe rollups are exact sums in {dir}/rollups, every post behind them in {dir}/posts. With DuckDB:\n");
+    println!("{} Parquet parts, every sum equal to a recount of the labelled topic.", report.parts);
+    println!(
+        "\nThe rollups are exact sums in {dir}/rollups, every post behind them in {dir}/posts. With DuckDB:\n"
+    );
     println!(
         "  duckdb -c \"SELECT brand, sum(posts)::BIGINT AS posts, round(100.0 * (sum(positive) - sum(negative)) / sum(posts), 1) AS net_pct\n             FROM '{dir}/rollups/*/*.parquet' GROUP BY brand ORDER BY net_pct\""
     );

@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     config::{Config, ConfigError, Log, LogFormat},
+    source::client,
     telemetry,
 };
 
@@ -78,7 +79,9 @@ pub struct ConfigArg {
 impl ConfigArg {
     /// Defaults, file, environment.
     pub fn load(&self) -> anyhow::Result<Config> {
-        Ok(Config::load(self.config.as_deref())?)
+        let config = Config::load(self.config.as_deref())?;
+        client::check(&config.kafka)?;
+        Ok(config)
     }
 
     /// The file, where one was named.

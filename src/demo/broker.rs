@@ -18,7 +18,11 @@ use rdkafka::{
 };
 
 use super::summary::Summary;
-use crate::{config::Kafka, record::{Labelled, Timestamp}, shutdown::Shutdown};
+use crate::{
+    config::Kafka,
+    record::{Labelled, Timestamp},
+    shutdown::Shutdown,
+};
 
 /// Partitions of each topic.
 pub const PARTITIONS: i32 = 2;
@@ -86,7 +90,11 @@ impl Feed {
 }
 
 /// Reads the labelled and dead-letter topics into `summary` until `shutdown`.
-pub fn follow(kafka: &Kafka, summary: Arc<Summary>, shutdown: Shutdown) -> Result<JoinHandle<()>, KafkaError> {
+pub fn follow(
+    kafka: &Kafka,
+    summary: Arc<Summary>,
+    shutdown: Shutdown,
+) -> Result<JoinHandle<()>, KafkaError> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &kafka.brokers)
         .set("group.id", "demo-summary")

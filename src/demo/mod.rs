@@ -19,7 +19,9 @@ use crate::{
     cli::run::Role,
     config::{Config, DeliveryMode},
     record::Timestamp,
+    rollup::{store::PartStore, verify::verify},
     shutdown::Shutdown,
+    source::scan::LabelledTopic,
 };
 use broker::{Broker, Feed};
 use generator::{Generator, Kind};
@@ -59,6 +61,8 @@ pub struct Report {
     pub labelled: u64,
     /// Dead letters seen on the topic.
     pub dead: u64,
+    /// Parquet parts, their sums equal to a recount of the topic.
+    pub parts: usize,
 }
 
 /// Runs the demo; `interrupted` ends it early.
@@ -70,18 +74,32 @@ pub fn run(options: &Options, interrupted: &Shutdown) -> anyhow::Result<Report> 
     let (stop_follower, follower_stop) = Shutdown::new();
     let summary = Arc::new(Summary::default());
     let follower = broker::follow(&config.kafka, summary.clone(), follower_stop)?;
-    println!("broker on {}; topics {}, {}, {}", broker.address(), config.kafka.posts_topic, config.kafka.labelled_topic, config.kafka.dead_letter_topic);
+    println!(
+        "broker on {}; topics {}, {}, {}",
+        broker.address(),
+        config.kafka.posts_topic,
+        config.kafka.labelled_topic,
+        config.kafka.dead_letter_topic
+    );
     println!("verifying the model and joining the groups …");
     let running = app::start(&config, &[Role::Classify, Role::Rollup])?;
     let mut report = feed(options, &config, &summary, interrupted)?;
     let settled = wait_for(&summary, report, &running)?;
+    let verified = verified(&config, settled)?;
     running.stop();
     running.wait()?;
     stop_follower.set();
     follower.join().ok();
     (report.labelled, report.dead) = summary.seen();
+    report.parts = verified;
     if !settled {
-        bail!("{} labelled and {} dead of {} posts and {} broken records after {SETTLE:?}", report.labelled, report.dead, report.posts, report.broken);
+        bail!(
+            "{} labelled and {} dead of {} posts and {} broken records after {SETTLE:?}",
+            report.labelled,
+            report.dead,
+            report.posts,
+            report.broken
+        );
     }
     Ok(report)
 }
@@ -102,12 +120,14 @@ fn configuration(options: &Options) -> Config {
 
 /// An empty folder, or one that an earlier demo left. Anything else is somebody's and stays.
 fn fresh_folder(dir: &Path) -> anyhow::Result<()> {
-    let occupied = dir.exists() && fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?.next().is_some();
+    let occupied =
+        dir.exists() && fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?.next().is_some();
     if occupied {
         if !dir.join(MARKER).exists() {
             bail!("{}: not empty and not left by a demo; name another folder with --data", dir.display());
         }
-        fs::remove_dir_all(dir).with_context(|| format!("{}: cannot remove the last demo's data", dir.display()))?;
+        fs::remove_dir_all(dir)
+            .with_context(|| format!("{}: cannot remove the last demo's data", dir.display()))?;
     }
     fs::create_dir_all(dir).with_context(|| format!("{}: cannot create", dir.display()))?;
     fs::write(dir.join(MARKER), "").with_context(|| format!("{}: cannot write", dir.display()))
@@ -115,7 +135,12 @@ fn fresh_folder(dir: &Path) -> anyhow::Result<()> {
 
 /// Produces posts in their rhythm. A day of event time passes in the demo's duration (a minute when it
 /// has none), so that the daily rhythm and the crisis can be seen.
-fn feed(options: &Options, config: &Config, summary: &Summary, interrupted: &Shutdown) -> anyhow::Result<Report> {
+fn feed(
+    options: &Options,
+    config: &Config,
+    summary: &Summary,
+    interrupted: &Shutdown,
+) -> anyhow::Result<Report> {
     let day = options.duration.unwrap_or(Duration::from_secs(60));
     let speed = 86_400.0 / day.as_secs_f64();
     let start = Timestamp(1_767_225_600_000_000); // 2026-01-01T00:00:00Z: the same demo every day
@@ -125,7 +150,9 @@ fn feed(options: &Options, config: &Config, summary: &Summary, interrupted: &Shu
     let mut report = Report::default();
     loop {
         let elapsed = begin.elapsed();
-        if options.duration.is_some_and(|d| elapsed >= d) || interrupted.wait_timeout(Duration::from_millis(20)) {
+        if options.duration.is_some_and(|d| elapsed >= d)
+            || interrupted.wait_timeout(Duration::from_millis(20))
+        {
             break;
         }
         let now = Timestamp(start.0 + (elapsed.as_secs_f64() * speed * 1e6) as i64);
@@ -140,12 +167,34 @@ fn feed(options: &Options, config: &Config, summary: &Summary, interrupted: &Shu
         }
         if shown.elapsed() >= SCREEN {
             shown = Instant::now();
-            let head = format!("sentistream demo   {}   {} records in", now.to_string().get(..16).unwrap_or(""), report.produced);
+            let head = format!(
+                "sentistream demo   {}   {} records in",
+                now.to_string().get(..16).unwrap_or(""),
+                report.produced
+            );
             screen.show(&summary.render(&head))?;
         }
     }
     feed.flush()?;
     Ok(report)
+}
+
+/// Waits until every labelled post is in a part, then compares all sums with a recount of the topic.
+fn verified(config: &Config, settled: bool) -> anyhow::Result<usize> {
+    let store = PartStore::open(&config.store)?;
+    let log = LabelledTopic::open(&config.kafka)?;
+    let until = Instant::now() + SETTLE;
+    loop {
+        let report = verify(&store, &config.kafka.labelled_topic, &log)?;
+        let unsealed: i64 = report.partitions.iter().map(|p| p.unsealed).sum();
+        if unsealed == 0 || !settled || Instant::now() > until {
+            if !report.ok || (settled && unsealed > 0) {
+                bail!("the Parquet does not agree with the topic: {}", serde_json::to_string(&report)?);
+            }
+            return Ok(report.partitions.iter().map(|p| p.parts).sum());
+        }
+        std::thread::sleep(SCREEN);
+    }
 }
 
 /// Waits until every post has come out, or a role has died.
@@ -160,7 +209,10 @@ fn wait_for(summary: &Summary, report: Report, running: &app::Running) -> anyhow
         if Instant::now() > until || running.ended() {
             return Ok(false);
         }
-        screen.show(&summary.render(&format!("the feed has ended; {} still in flight", (report.posts + report.broken).saturating_sub(labelled + dead))))?;
+        screen.show(&summary.render(&format!(
+            "the feed has ended; {} still in flight",
+            (report.posts + report.broken).saturating_sub(labelled + dead)
+        )))?;
         std::thread::sleep(SCREEN);
     }
 }

@@ -115,7 +115,12 @@ impl Summary {
             );
             // Half of what was, so that "lately" follows with a memory of a few screens.
             let r = &mut b.recent;
-            *r = Counts { posts: r.posts / 2, negative: r.negative / 2, neutral: r.neutral / 2, positive: r.positive / 2 };
+            *r = Counts {
+                posts: r.posts / 2,
+                negative: r.negative / 2,
+                neutral: r.neutral / 2,
+                positive: r.positive / 2,
+            };
         }
         out
     }

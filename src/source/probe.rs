@@ -17,7 +17,9 @@ use crate::config::Kafka;
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// No answer, or a refusal.
-    #[error("kafka.brokers: '{brokers}': {source}; is the broker running, and do kafka.properties hold what it asks for (TLS, SASL)?")]
+    #[error(
+        "kafka.brokers: '{brokers}': {source}; is the broker running, and do kafka.properties hold what it asks for (TLS, SASL)?"
+    )]
     Broker {
         /// The configured brokers.
         brokers: String,
@@ -35,7 +37,11 @@ pub enum ProbeError {
 }
 
 /// Partitions of each topic; `None` for one that does not exist.
-pub fn partitions(kafka: &Kafka, topics: &[&str], timeout: Duration) -> Result<Vec<Option<usize>>, ProbeError> {
+pub fn partitions(
+    kafka: &Kafka,
+    topics: &[&str],
+    timeout: Duration,
+) -> Result<Vec<Option<usize>>, ProbeError> {
     let fail = |source| ProbeError::Broker { brokers: kafka.brokers.clone(), source };
     let mut settings = client::base(kafka, "probe");
     client::own(&mut settings, "allow.auto.create.topics", "false");
@@ -50,7 +56,11 @@ pub fn partitions(kafka: &Kafka, topics: &[&str], timeout: Duration) -> Result<V
 
 /// Creates those of the three topics that are missing, with as many partitions as the posts topic has
 /// (or `default_partitions`), and the broker's default replication.
-pub async fn create_missing(kafka: &Kafka, default_partitions: usize, timeout: Duration) -> Result<Vec<String>, ProbeError> {
+pub async fn create_missing(
+    kafka: &Kafka,
+    default_partitions: usize,
+    timeout: Duration,
+) -> Result<Vec<String>, ProbeError> {
     let names = [kafka.posts_topic.as_str(), kafka.labelled_topic.as_str(), kafka.dead_letter_topic.as_str()];
     let have = partitions(kafka, &names, timeout)?;
     let wanted = have[0].unwrap_or(default_partitions);
