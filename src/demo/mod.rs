@@ -186,7 +186,7 @@ fn verified(config: &Config, settled: bool) -> anyhow::Result<usize> {
     let until = Instant::now() + SETTLE;
     loop {
         let report = verify(&store, &config.kafka.labelled_topic, &log)?;
-        let unsealed: i64 = report.partitions.iter().map(|p| p.unsealed).sum();
+        let unsealed: u64 = report.partitions.iter().map(|p| p.unsealed).sum();
         if unsealed == 0 || !settled || Instant::now() > until {
             if !report.ok || (settled && unsealed > 0) {
                 bail!("the Parquet does not agree with the topic: {}", serde_json::to_string(&report)?);
