@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, select, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, select, unbounded};
 use rdkafka::error::KafkaError;
 
 use crate::{
@@ -188,11 +188,8 @@ impl Loop {
                 recv(self.results) -> window => {
                     let window = window.map_err(|_| StageError::Classifier)?;
                     // Its note was sent before it was submitted.
-                    loop {
-                        match self.notes.try_recv() {
-                            Ok(n) => note(n, &mut stamps, &mut drains),
-                            Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                        }
+                    while let Ok(n) = self.notes.try_recv() {
+                        note(n, &mut stamps, &mut drains);
                     }
                     settled = window.seq + 1;
                     let of = stamps.remove(&window.seq).unwrap_or_default();

@@ -13,6 +13,10 @@ pub struct Window {
 
 /// What became of one record.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is labelled; a box would be an allocation each"
+)]
 pub enum Settled {
     /// A post, labelled.
     Labelled {

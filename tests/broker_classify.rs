@@ -18,7 +18,7 @@ use sentistream::{
 use support::{
     assert_each_once,
     broker::Broker,
-    census, committed, header, produce, read, skip,
+    census, committed, header, produce, read,
     stage::{Double, Setup, setup, start},
     until,
 };
