@@ -51,6 +51,10 @@ model: ## train and export models/sentiment-en, all variants (DATA=folder with t
 	@scripts/setup.sh runtime training
 	@test -f "$(DATA)/train.csv" || { echo "$(DATA)/train.csv: no such file; name a folder with train.csv and valid.csv (columns text, label): make model DATA=…"; exit 1; }
 	cargo run --release -p training -- finetune --base "$(CACHE)/base-models/all-MiniLM-L6-v2" \
-	    --train "$(DATA)/train.csv" --valid "$(DATA)/valid.csv" --out "$(RUN)" $(FINETUNE_ARGS)
+	    --train "$(DATA)/train.csv" --valid "$(DATA)/valid.csv" --out "$(RUN)" --epochs 2 --batch-size 32 --lr 0.00005 \
+	    --warmup 0.06 --weight-decay 0.01 --dropout 0.1 --pooling mean --class-weights sqrt --seed 42 --max-tokens 128 \
+	    --device cpu --precision fp32 --threads 2 --eval-every 500 $(FINETUNE_ARGS)
 	cargo run --release -p training -- export --model "$(RUN)" --valid "$(DATA)/valid.csv" --calibration "$(DATA)/train.csv" \
-	    --out models/sentiment-en --name sentiment-en --languages en --variants int8,fp32,fp16
+	    --out models/sentiment-en --name sentiment-en --languages en --variants fp32,int8,fp16 \
+	    --base-model sentence-transformers/all-MiniLM-L6-v2 \
+	    --data-note "Tweets of 2013 to 2016 labelled by people: SemEval-2017 task 4A, the pool that TweetEval sentiment splits into train and validation."

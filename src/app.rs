@@ -149,10 +149,8 @@ fn spawn(
     thread::Builder::new()
         .name(name(role).to_owned())
         .spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-                metrics::counter!("sentistream_panics_total", "role" => name(role)).increment(1);
-                Err(anyhow!("panicked; the lines above say where"))
-            });
+            let result = catch_unwind(AssertUnwindSafe(body))
+                .unwrap_or_else(|_| Err(anyhow!("panicked; the lines above say where")));
             // Nobody listens any more only when the process is ending.
             drop(ends.send((role, result)));
         })

@@ -21,6 +21,8 @@ const DEAD_CONNECTOR: &str = "__connect.errors.connector.name";
 const DEAD_STAGE: &str = "__connect.errors.stage";
 const DEAD_REASON: &str = "__connect.errors.exception.class.name";
 const DEAD_MESSAGE: &str = "__connect.errors.exception.message";
+/// Present on a dead letter whose value did not fit and was cut: its original length in bytes.
+pub const CUT_FROM: &str = "sentistream.cut.from.bytes";
 
 /// Headers of a labelled record: where the post was read and which model answered.
 pub fn labelled(position: &Position, model: &ModelId) -> Vec<Header> {
@@ -61,6 +63,8 @@ pub struct DeadLetterInfo {
     pub message: String,
     /// The consumer group that refused it.
     pub group: String,
+    /// Original length of a value that was cut.
+    pub cut_from: Option<u64>,
 }
 
 /// Headers that are not those of a dead letter.
@@ -82,9 +86,17 @@ pub enum HeaderError {
 pub fn parse_dead_letter<'a>(
     headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
 ) -> Result<DeadLetterInfo, HeaderError> {
-    let mut values: [Option<&[u8]>; 7] = [None; 7];
-    let names =
-        [DEAD_TOPIC, DEAD_PARTITION, DEAD_OFFSET, DEAD_STAGE, DEAD_REASON, DEAD_MESSAGE, DEAD_CONNECTOR];
+    let names = [
+        DEAD_TOPIC,
+        DEAD_PARTITION,
+        DEAD_OFFSET,
+        DEAD_STAGE,
+        DEAD_REASON,
+        DEAD_MESSAGE,
+        DEAD_CONNECTOR,
+        CUT_FROM,
+    ];
+    let mut values: [Option<&[u8]>; 8] = [None; 8];
     for (name, value) in headers {
         if let Some(i) = names.iter().position(|n| *n == name) {
             values[i] = value.or(values[i]);
@@ -104,12 +116,13 @@ pub fn parse_dead_letter<'a>(
         reason: optional(4),
         message: optional(5),
         group: optional(6),
+        cut_from: get(7).ok().and_then(|n| n.parse().ok()),
     })
 }
 
 /// True for a header that [`dead_letter`] writes and a requeued record must not carry.
 pub fn is_dead_letter_header(name: &str) -> bool {
-    name.starts_with("__connect.errors.")
+    name.starts_with("__connect.errors.") || name == CUT_FROM
 }
 
 /// The stage of a dead letter's header.

@@ -57,6 +57,19 @@ pub fn init_logs(log: &Log) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// Panics are counted and say where they happened. Their message is withheld, because it can quote the text it
+/// was about (an index into a post, say); `SENTISTREAM_PANIC_MESSAGES=1` shows it to somebody who debugs.
+pub fn init_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        metrics::counter!("sentistream_panics_total").increment(1);
+        let thread = std::thread::current();
+        let place = info.location().map_or_else(|| "?".to_owned(), ToString::to_string);
+        let shown = std::env::var_os("SENTISTREAM_PANIC_MESSAGES").is_some();
+        let message = if shown { info.to_string() } else { "message withheld".to_owned() };
+        tracing::error!(thread = thread.name().unwrap_or("?"), place, message, "panic");
+    }));
+}
+
 /// Installs the process's metrics recorder.
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     let fail = |e: metrics_exporter_prometheus::BuildError| TelemetryError::Metrics(e.to_string());
@@ -98,6 +111,7 @@ fn describe() {
     g!("sentistream_open_part_age_seconds", "Age of the open rollup part");
     g!("sentistream_open_part_posts", "Posts in the open rollup part");
     c!("sentistream_parts_sealed_total", "Parts by outcome: written, adopted");
+    c!("sentistream_panics_total", "Panics; each ends in a dead letter or in the process's end");
     c!("sentistream_rollup_posts_total", "Labelled posts taken into rollups");
 }
 

@@ -12,6 +12,8 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -35,6 +37,7 @@ struct Trial {
     posts: String,
     labelled: String,
     dead: String,
+    http: SocketAddr,
 }
 
 impl Trial {
@@ -44,17 +47,19 @@ impl Trial {
         broker.create_topics(&[(&posts, 3), (&labelled, 3), (&dead, 1)]);
         let config = dir.path().join("my.toml");
         let group = support::unique("group");
+        // Free now; if another process takes it, the processor says so and the test fails with its log.
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let text = format!(
             "[kafka]\nbrokers = '{}'\ngroup = '{group}'\nposts_topic = '{posts}'\nlabelled_topic = '{labelled}'\n\
              dead_letter_topic = '{dead}'\ninstance_id = '{group}-0'\nsession_timeout_ms = 6000\n\
              [store]\nurl = 'file:{}'\n[rollup]\nseal_records = 500\nseal_age_s = 2\nseal_idle_s = 1\n\
-             [http]\nlisten = ''\n[log]\nlevel = 'info,rdkafka=error,librdkafka=error'\n\
+             [http]\nlisten = '{http}'\n[log]\nlevel = 'info,rdkafka=error,librdkafka=error'\n\
              [[brands]]\nname = 'Apple'\naliases = ['iphone']\n[[brands]]\nname = 'Microsoft'\nhandles = ['microsoft']\n",
             broker.servers,
             dir.path().join("data").display(),
         );
         fs::write(&config, text).unwrap();
-        Self { broker, dir, config, posts, labelled, dead }
+        Self { broker, dir, config, posts, labelled, dead, http }
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -75,6 +80,16 @@ impl Trial {
         let log = fs::File::create(self.dir.path().join(format!("run-{round}.log"))).unwrap();
         let child = self.command(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Processor { child }
+    }
+
+    /// Status and body of a GET.
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        let (head, body) = all.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     fn logs(&self) -> String {
@@ -213,6 +228,7 @@ fn every_post_counts_once_through_three_kills() {
     let mut last = trial.start(KILLS);
     let reached = seen.until(total, &mut last);
     assert!(reached, "{} of {total}\n{}", seen.len(), trial.logs());
+    watched(&trial);
     let end = Instant::now() + LIMIT;
     while unsealed(&trial) > 0 {
         assert!(Instant::now() < end, "the rollup stage does not come to the end\n{}", trial.logs());
@@ -224,6 +240,29 @@ fn every_post_counts_once_through_three_kills() {
     let verified = trial.succeeds(&["verify-rollups"]);
     println!("{verified}");
     in_duckdb(&trial.data(), &counts);
+}
+
+/// What an operator sees while it runs.
+fn watched(trial: &Trial) {
+    assert_eq!(trial.get("/healthz").0, 200);
+    assert_eq!(trial.get("/readyz"), (200, r#"{"ok":true,"reasons":[]}"#.to_owned()));
+    let (status, metrics) = trial.get("/metrics");
+    assert_eq!(status, 200);
+    for name in [
+        "sentistream_posts_in_total",
+        "sentistream_posts_labelled_total{label=\"positive\"}",
+        "sentistream_posts_dead_total{",
+        "sentistream_batch_rows_bucket",
+        "sentistream_batch_tokens_total",
+        "sentistream_cache_misses_total",
+        "sentistream_stage_seconds_bucket",
+        "sentistream_lag{",
+        "sentistream_transactions_total{outcome=\"committed\"}",
+        "sentistream_provider_info{",
+        "sentistream_rollup_posts_total",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
 }
 
 /// Labelled records that no part holds yet.

@@ -12,7 +12,7 @@ SELECT * FROM read_parquet(getvariable('store') || '/posts/*/*.parquet', hive_pa
 
 -- Sums by any bucket. net_sentiment is in -1 … 1 and counts uncertain posts as neither; mean_score is the mean of
 -- p_positive - p_negative; share_of_voice is the brand's part of all posts that name some brand, counted by mention;
--- health is 0 … 100: half net sentiment, half mean score, both moved from -1 … 1 to 0 … 100.
+-- health, the brand health index, is positive / (positive + negative), 0 … 1; null without either.
 CREATE OR REPLACE MACRO brand_sentiment(bucket) AS TABLE
 WITH sums AS (
     SELECT time_bucket(bucket, window_start, TIMESTAMPTZ '1970-01-01 00:00:00+00') AS bucket_start, brand,
@@ -26,7 +26,7 @@ SELECT *,
        score_sum::DOUBLE / posts AS mean_score,
        CASE WHEN brand <> '*' THEN
            posts::DOUBLE / sum(posts) FILTER (WHERE brand <> '*') OVER (PARTITION BY bucket_start) END AS share_of_voice,
-       50 + 25 * ((positive - negative)::DOUBLE / posts + score_sum::DOUBLE / posts) AS health
+       positive::DOUBLE / nullif(positive + negative, 0) AS health
 FROM sums;
 
 CREATE OR REPLACE VIEW sentiment_by_minute AS SELECT * FROM brand_sentiment(INTERVAL 1 MINUTE);

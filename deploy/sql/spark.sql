@@ -22,7 +22,7 @@ SELECT sums.*,
        CAST(score_sum AS double) / posts AS mean_score,
        CASE WHEN brand <> '*' THEN CAST(posts AS double)
            / sum(CASE WHEN brand <> '*' THEN posts END) OVER (PARTITION BY bucket_start) END AS share_of_voice,
-       50 + 25 * (CAST(positive - negative AS double) / posts + CAST(score_sum AS double) / posts) AS health
+       CAST(positive AS double) / nullif(positive + negative, 0) AS health
 FROM sums;
 
 CREATE OR REPLACE TEMPORARY VIEW sentiment_by_hour AS
@@ -39,7 +39,7 @@ SELECT sums.*,
        CAST(score_sum AS double) / posts AS mean_score,
        CASE WHEN brand <> '*' THEN CAST(posts AS double)
            / sum(CASE WHEN brand <> '*' THEN posts END) OVER (PARTITION BY bucket_start) END AS share_of_voice,
-       50 + 25 * (CAST(positive - negative AS double) / posts + CAST(score_sum AS double) / posts) AS health
+       CAST(positive AS double) / nullif(positive + negative, 0) AS health
 FROM sums;
 
 CREATE OR REPLACE TEMPORARY VIEW sentiment_by_day AS
@@ -56,5 +56,5 @@ SELECT sums.*,
        CAST(score_sum AS double) / posts AS mean_score,
        CASE WHEN brand <> '*' THEN CAST(posts AS double)
            / sum(CASE WHEN brand <> '*' THEN posts END) OVER (PARTITION BY bucket_start) END AS share_of_voice,
-       50 + 25 * (CAST(positive - negative AS double) / posts + CAST(score_sum AS double) / posts) AS health
+       CAST(positive AS double) / nullif(positive + negative, 0) AS health
 FROM sums;

@@ -101,6 +101,7 @@ pub enum Outcome {
 
 /// Runs a command; the exit code is its result.
 pub fn main(cli: Cli) -> ExitCode {
+    telemetry::init_panics();
     let result = match cli.command {
         Command::Run(a) => run::run(&a),
         Command::Check(a) => with_logs(|| check::run(&a)),

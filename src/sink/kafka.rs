@@ -33,6 +33,7 @@ struct Link {
     consumer: Arc<PostsConsumer>,
     labelled_topic: String,
     dead_letter_topic: String,
+    group: String,
     max_bytes: usize,
     /// A message not acknowledged by then has failed, so neither waits longer.
     patience: Duration,
@@ -50,6 +51,7 @@ impl Link {
             consumer,
             labelled_topic: config.kafka.labelled_topic.clone(),
             dead_letter_topic: config.kafka.dead_letter_topic.clone(),
+            group: config.kafka.group.clone(),
             max_bytes,
             patience: Duration::from_millis(config.delivery.transaction_timeout_ms.into()),
         }
@@ -62,8 +64,10 @@ impl Link {
 
     fn send(&mut self, item: &Settled) -> Result<(), Fault> {
         let out = match item {
-            Settled::Labelled { record, labelled } => Outgoing::labelled(record, labelled, self.max_bytes),
-            Settled::Dead(letter) => Outgoing::dead(letter, self.max_bytes),
+            Settled::Labelled { record, labelled } => {
+                Outgoing::labelled(record, labelled, &self.group, self.max_bytes)
+            }
+            Settled::Dead(letter) => Outgoing::dead(letter, &self.group, self.max_bytes),
             Settled::Skipped { .. } => return Ok(()),
         };
         let topic = if out.dead { self.dead_letter_topic.clone() } else { self.labelled_topic.clone() };

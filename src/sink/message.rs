@@ -6,41 +6,10 @@
 
 use bytes::Bytes;
 
-use crate::record::{DeadLetter, Labelled, RawRecord, Stage, Timestamp};
-
-/// Header names of labelled records.
-pub mod labelled {
-    /// Topic of the post.
-    pub const TOPIC: &str = "sentistream.source.topic";
-    /// Partition of the post, decimal.
-    pub const PARTITION: &str = "sentistream.source.partition";
-    /// Offset of the post, decimal.
-    pub const OFFSET: &str = "sentistream.source.offset";
-    /// The model's name.
-    pub const MODEL: &str = "sentistream.model";
-    /// The model's hash.
-    pub const MODEL_HASH: &str = "sentistream.model.hash";
-    /// Always `application/json`.
-    pub const CONTENT_TYPE: &str = "content-type";
-}
-
-/// Header names of dead letters: those of Kafka Connect.
-pub mod dead {
-    /// Topic of the record.
-    pub const TOPIC: &str = "__connect.errors.topic";
-    /// Partition of the record, decimal.
-    pub const PARTITION: &str = "__connect.errors.partition";
-    /// Offset of the record, decimal.
-    pub const OFFSET: &str = "__connect.errors.offset";
-    /// Which stage refused it.
-    pub const STAGE: &str = "__connect.errors.stage";
-    /// The reason, a short stable word.
-    pub const REASON: &str = "__connect.errors.exception.class.name";
-    /// One line for people.
-    pub const MESSAGE: &str = "__connect.errors.exception.message";
-    /// Present when the value did not fit and was cut: its original length in bytes.
-    pub const CUT_FROM: &str = "sentistream.cut.from.bytes";
-}
+use crate::{
+    headers::{self, CUT_FROM, Header},
+    record::{DeadLetter, Labelled, RawRecord, Stage, Timestamp},
+};
 
 /// What is produced.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +21,7 @@ pub struct Outgoing {
     /// JSON of [`Labelled`], or the input's value unchanged.
     pub value: Option<Bytes>,
     /// In order.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<Header>,
     /// The input's time stamp.
     pub timestamp: Option<Timestamp>,
 }
@@ -65,24 +34,17 @@ impl Outgoing {
     }
 
     /// The labelled record; a dead letter of it where it would be larger than `max_bytes`.
-    pub fn labelled(record: &RawRecord, post: &Labelled, max_bytes: usize) -> Self {
+    pub fn labelled(record: &RawRecord, post: &Labelled, group: &str, max_bytes: usize) -> Self {
         let refuse = |message: String| {
             let letter =
                 DeadLetter { record: record.clone(), stage: Stage::Classify, reason: "too_large", message };
-            Self::dead(&letter, max_bytes)
+            Self::dead(&letter, group, max_bytes)
         };
         let value = match serde_json::to_vec(post) {
             Ok(v) => v.into(),
             Err(e) => return refuse(format!("the labelled record is not JSON: {e}")),
         };
-        let headers = vec![
-            (labelled::TOPIC, post.source.topic.to_string()),
-            (labelled::PARTITION, post.source.partition.to_string()),
-            (labelled::OFFSET, post.source.offset.to_string()),
-            (labelled::MODEL, post.model.name.to_string()),
-            (labelled::MODEL_HASH, post.model.hash.to_string()),
-            (labelled::CONTENT_TYPE, "application/json".to_owned()),
-        ];
+        let headers = headers::labelled(&record.position, &post.model);
         let out = Self {
             dead: false,
             key: record.key.clone(),
@@ -99,21 +61,13 @@ impl Outgoing {
     }
 
     /// The dead letter, its value cut where it would be larger than `max_bytes`.
-    pub fn dead(letter: &DeadLetter, max_bytes: usize) -> Self {
-        let position = &letter.record.position;
-        let headers = vec![
-            (dead::TOPIC, position.partition.topic.to_string()),
-            (dead::PARTITION, position.partition.partition.to_string()),
-            (dead::OFFSET, position.offset.to_string()),
-            (dead::STAGE, letter.stage.as_str().to_owned()),
-            (dead::REASON, letter.reason.to_owned()),
-            (dead::MESSAGE, letter.message.clone()),
-        ];
+    pub fn dead(letter: &DeadLetter, group: &str, max_bytes: usize) -> Self {
+        let headers = headers::dead_letter(letter, group);
         let RawRecord { key, payload, timestamp, .. } = letter.record.clone();
         let mut out = Self { dead: true, key, value: payload, headers, timestamp };
         if let Some(value) = out.value.take_if(|v| v.len() + 4096 > max_bytes) {
             let kept = max_bytes.saturating_sub(4096).min(value.len());
-            out.headers.push((dead::CUT_FROM, value.len().to_string()));
+            out.headers.push((CUT_FROM, value.len().to_string().into_bytes()));
             out.value = Some(value.slice(..kept));
         }
         out
@@ -154,22 +108,26 @@ mod tests {
         }
     }
 
+    fn parsed(out: &Outgoing) -> headers::DeadLetterInfo {
+        headers::parse_dead_letter(out.headers.iter().map(|(n, v)| (*n, Some(v.as_slice())))).unwrap()
+    }
+
     #[test]
     fn a_labelled_record_says_where_it_comes_from() {
-        let out = Outgoing::labelled(&record(3), &post("hi".into()), 10_000);
+        let out = Outgoing::labelled(&record(3), &post("hi".into()), "g", 10_000);
         assert!(!out.dead);
         assert_eq!(out.key.as_deref(), Some(&b"k"[..]));
         assert_eq!(out.timestamp, record(3).timestamp);
-        assert!(out.headers.contains(&(labelled::OFFSET, "41".into())));
+        assert!(out.headers.contains(&("sentistream.source.offset", b"41".to_vec())));
         assert_eq!(serde_json::from_slice::<Labelled>(&out.value.unwrap()).unwrap(), post("hi".into()));
     }
 
     #[test]
     fn what_does_not_fit_becomes_a_dead_letter_that_fits() {
-        let out = Outgoing::labelled(&record(9000), &post("a".repeat(20_000)), 8_000);
+        let out = Outgoing::labelled(&record(9000), &post("a".repeat(20_000)), "g", 8_000);
         assert!(out.dead && out.size() <= 8_000, "{}", out.size());
-        assert!(out.headers.contains(&(dead::REASON, "too_large".into())));
-        assert!(out.headers.contains(&(dead::CUT_FROM, "9000".into())));
+        let info = parsed(&out);
+        assert_eq!((info.reason.as_str(), info.cut_from), ("too_large", Some(9000)));
         assert_eq!(out.value.unwrap().len(), 8_000 - 4096);
     }
 
@@ -181,13 +139,11 @@ mod tests {
             reason: "not_json",
             message: "expected '{'".into(),
         };
-        let out = Outgoing::dead(&letter, 10_000);
+        let out = Outgoing::dead(&letter, "g", 10_000);
         assert_eq!(out.value.as_deref(), Some(&b"xxxxx"[..]));
-        let of = |name| out.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()).unwrap();
-        assert_eq!((of(dead::TOPIC), of(dead::PARTITION), of(dead::OFFSET)), ("posts", "2", "41"));
-        assert_eq!(
-            (of(dead::STAGE), of(dead::REASON), of(dead::MESSAGE)),
-            ("decode", "not_json", "expected '{'")
-        );
+        let info = parsed(&out);
+        assert_eq!(info.source, record(5).position);
+        assert_eq!((info.stage.as_str(), info.reason.as_str()), ("decode", "not_json"));
+        assert_eq!((info.message.as_str(), info.group.as_str()), ("expected '{'", "g"));
     }
 }

@@ -13,8 +13,8 @@ use rdkafka::{
 use super::client::{base, own};
 use crate::{
     config::Kafka,
+    headers::parse_dead_letter,
     record::{Offset, Position, Timestamp, TopicPartition},
-    sink::message::dead,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,21 +46,17 @@ impl Letter {
     /// `None` where the headers that say what it was are missing: not written by us.
     fn read(m: &BorrowedMessage<'_>) -> Option<Self> {
         let headers = m.headers()?;
-        let of = |name: &str| {
-            let value = headers.iter().filter(|h| h.key == name).last()?.value?;
-            std::str::from_utf8(value).ok()
-        };
-        let partition = TopicPartition::new(of(dead::TOPIC)?, of(dead::PARTITION)?.parse().ok()?);
+        let info = parse_dead_letter(headers.iter().map(|h| (h.key, h.value))).ok()?;
         Some(Self {
             at: Position {
                 partition: TopicPartition::new(m.topic(), m.partition()),
                 offset: Offset(m.offset()),
             },
-            source: Position { partition, offset: Offset(of(dead::OFFSET)?.parse().ok()?) },
-            stage: of(dead::STAGE)?.to_owned(),
-            reason: of(dead::REASON)?.to_owned(),
-            message: of(dead::MESSAGE).unwrap_or_default().to_owned(),
-            cut_from: of(dead::CUT_FROM).and_then(|n| n.parse().ok()),
+            source: info.source,
+            stage: info.stage,
+            reason: info.reason,
+            message: info.message,
+            cut_from: info.cut_from,
             key: m.key().map(Bytes::copy_from_slice),
             value: m.payload().map(Bytes::copy_from_slice),
             timestamp: m.timestamp().to_millis().filter(|t| *t >= 0).map(Timestamp::from_millis),

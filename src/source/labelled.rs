@@ -202,7 +202,13 @@ pub fn consume(kafka: &Kafka, machine: Machine, shutdown: &Shutdown) -> Result<(
     shared.new.clear();
     drop(shared);
     // A consumer that is dropped with partitions may hang.
-    if let Err(e) = consumer.unassign() {
+    let left = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => {
+            consumer.assignment().and_then(|held| consumer.incremental_unassign(&held))
+        }
+        _ => consumer.unassign(),
+    };
+    if let Err(e) = left {
         tracing::warn!(error = %e, "unassign before close");
     }
     worked.and(drained)

@@ -1,6 +1,6 @@
 //! ONNX Runtime, as export needs it: one thread, graphs from memory.
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ort::{
@@ -9,48 +9,9 @@ use ort::{
     value::Tensor,
 };
 
-/// Environment variable that names the shared library.
-const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
-
-/// Where the library is: the environment variable, else the newest in the project's cache.
-fn library() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
-        let path = PathBuf::from(path);
-        ensure!(path.exists(), "{LIBRARY_VARIABLE} names {}, which does not exist", path.display());
-        return Ok(path);
-    }
-    let home = std::env::var_os("HOME").context("neither ORT_DYLIB_PATH nor HOME is set")?;
-    let cache = PathBuf::from(home).join(".cache/sentistream");
-    let mut found: Vec<PathBuf> = Vec::new();
-    for dir in std::fs::read_dir(&cache).into_iter().flatten().flatten() {
-        if dir.file_name().to_string_lossy().starts_with("onnxruntime-") {
-            let files = std::fs::read_dir(dir.path()).into_iter().flatten().flatten();
-            found.extend(files.map(|f| f.path()).filter(|p| {
-                p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libonnxruntime.so"))
-            }));
-        }
-    }
-    found.sort();
-    found.pop().ok_or_else(|| {
-        anyhow!(
-            "no ONNX Runtime: set {LIBRARY_VARIABLE} to libonnxruntime.so, or put it into {}/onnxruntime-VERSION/",
-            cache.display()
-        )
-    })
-}
-
-/// The process's one environment.
+/// The process's one environment; the library is found as the processor finds it.
 fn environment() -> Result<&'static Environment> {
-    static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
-    let made = ENVIRONMENT.get_or_init(|| {
-        let make = || -> Result<Environment> {
-            let path = library()?;
-            let loaded = ort::init_from(&path).with_context(|| format!("{}: cannot load", path.display()))?;
-            Ok(loaded.with_name("training").build()?)
-        };
-        make().map_err(|e| format!("{e:#}"))
-    });
-    made.as_ref().map_err(|e| anyhow!(e.clone()))
+    Ok(sentistream::classify::runtime::environment(Path::new(""))?)
 }
 
 /// A graph that can be run.
