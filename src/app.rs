@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
 
 /// How long the broker may take to answer at start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// While nothing has failed there is no deadline; the stages keep the drain's own.
+const NO_LIMIT: Duration = Duration::from_secs(3600);
 /// How often a quiet process looks whether a role has died.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -36,11 +38,7 @@ pub fn pipeline(config: &Config) -> anyhow::Result<Pipeline> {
     let artifact = Artifact::load(&config.model.dir)?;
     let library = runtime::init(&config.model.runtime)?;
     let engine = Engine::start(&config.model, &config.batch, &artifact)?;
-    tracing::info!(
-        model = %artifact.id.name, hash = %artifact.id.hash, variant = engine.variant(),
-        provider = engine.provider(), sessions = engine.sessions(), runtime = %library.display(),
-        "model verified"
-    );
+    tracing::debug!(runtime = %library.display(), "inference runtime");
     let front = Front::new(config, &artifact)?;
     let decider = Decider::new(&artifact, config.classify.uncertain_below);
     let cache = RepeatCache::new(config.classify.cache_entries, &artifact.id);
@@ -51,7 +49,8 @@ pub fn pipeline(config: &Config) -> anyhow::Result<Pipeline> {
 pub struct Running {
     trigger: Trigger,
     ends: Receiver<(Role, anyhow::Result<()>)>,
-    threads: Vec<thread::JoinHandle<()>>,
+    threads: Vec<(Role, thread::JoinHandle<()>)>,
+    drain: Duration,
     health: Health,
 }
 
@@ -68,30 +67,47 @@ impl Running {
 
     /// Whether a role has ended already.
     pub fn ended(&self) -> bool {
-        self.threads.iter().any(thread::JoinHandle::is_finished)
+        self.threads.iter().any(|(_, t)| t.is_finished())
     }
 
-    /// Waits until every role has ended. The first error stops the others and is returned.
-    pub fn wait(self) -> anyhow::Result<()> {
+    /// Waits until every role has ended. The first error stops the others, which then have the drain's
+    /// deadline to end; the error is returned in any case, so that a process never lives on half dead.
+    pub fn wait(mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
-        for _ in 0..self.threads.len() {
-            let Ok((role, result)) = self.ends.recv() else { break };
+        while !self.threads.is_empty() {
+            let limit = if first.is_ok() { NO_LIMIT } else { self.drain };
+            let (role, result) = match self.ends.recv_timeout(limit) {
+                Ok(end) => end,
+                Err(RecvTimeoutError::Timeout) if first.is_ok() => continue,
+                Err(_) => break,
+            };
             if let Err(error) = result {
-                tracing::error!(?role, error = format!("{error:#}"), "role failed");
+                tracing::error!(role = name(role), error = format!("{error:#}"), "role failed");
                 self.health.not_ready(name(role), format!("failed: {error:#}"));
                 if first.is_ok() {
-                    first = Err(error.context(format!("role {}", name(role))));
+                    first = Err(explained(error).context(format!("role {}", name(role))));
                 }
             }
             // A role ends by itself only when it failed; the others would go on half blind.
             self.trigger.set();
-        }
-        for t in self.threads {
-            // The result has come through the channel already.
-            drop(t.join());
+            if let Some(i) = self.threads.iter().position(|(r, _)| *r == role) {
+                // The result has come through the channel already.
+                drop(self.threads.swap_remove(i).1.join());
+            }
         }
         first
     }
+}
+
+/// What to do, where the cause is one that a user can mend.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}").to_ascii_lowercase();
+    if text.contains("fenced") {
+        return error.context(
+            "another process uses the same kafka.instance_id (each instance needs its own), or has taken over",
+        );
+    }
+    error
 }
 
 impl stage::Classifier for Pipeline {
@@ -122,22 +138,24 @@ pub fn start(config: &Config, roles: &[Role]) -> anyhow::Result<Running> {
         let pipeline = pipeline(config)?;
         health.not_ready("classify", "no partition assigned yet");
         let (config, shutdown, health) = (config.clone(), shutdown.clone(), health.clone());
-        threads.push(spawn(Role::Classify, send.clone(), move || {
+        let body = move || {
             let pipeline = Arc::new(pipeline);
             stage::run(&config, pipeline.clone(), &shutdown, &health).map_err(|e| match pipeline.error() {
                 // Why it stopped is what the user needs; that it stopped is the stage's view of it.
                 Some(cause) => anyhow::Error::new(e).context(cause.to_string()),
                 None => e.into(),
             })
-        })?);
+        };
+        threads.push((Role::Classify, spawn(Role::Classify, send.clone(), body)?));
     }
     if roles.contains(&Role::Rollup) {
         health.not_ready("rollup", "no partition assigned yet");
         let (config, health) = (config.clone(), health.clone());
-        threads
-            .push(spawn(Role::Rollup, send, move || Ok(rollup::stage::run(&config, &shutdown, &health)?))?);
+        let body = move || Ok(rollup::stage::run(&config, &shutdown, &health)?);
+        threads.push((Role::Rollup, spawn(Role::Rollup, send, body)?));
     }
-    Ok(Running { trigger, ends, threads, health })
+    let drain = Duration::from_secs(config.shutdown.drain_s);
+    Ok(Running { trigger, ends, threads, drain, health })
 }
 
 /// A role's thread. A panic is an error like any other: counted, said, and the process ends non-zero.

@@ -1,7 +1,7 @@
 //! Logs, metrics, health: what the operator sees. The only room that knows the metrics exporter and
 //! the web framework.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, time::Duration};
 
 use axum::{
     Json, Router,
@@ -11,6 +11,7 @@ use axum::{
     routing::get,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{Http, Log, LogFormat},
@@ -45,11 +46,22 @@ pub enum TelemetryError {
     },
 }
 
-/// Starts logging to standard error. Called once, by `main`.
+fn filter(log: &Log) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::try_new(&log.level)
+        .map_err(|e| TelemetryError::Filter { value: log.level.clone(), message: e.to_string() })
+}
+
+/// Whether `log.level` is a filter.
+pub fn check(log: &Log) -> Result<(), TelemetryError> {
+    filter(log).map(drop)
+}
+
+/// Starts logging to standard error; colours only where a person reads it. Called once, by `main`.
 pub fn init_logs(log: &Log) -> Result<(), TelemetryError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.level)
-        .map_err(|e| TelemetryError::Filter { value: log.level.clone(), message: e.to_string() })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(log)?)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -110,7 +122,7 @@ fn describe() {
     g!("sentistream_provider_info", "1 for the execution provider, variant and model in use");
     g!("sentistream_open_part_age_seconds", "Age of the open rollup part");
     g!("sentistream_open_part_posts", "Posts in the open rollup part");
-    c!("sentistream_parts_sealed_total", "Parts by outcome: written, adopted");
+    c!("sentistream_parts_sealed_total", "Parts by outcome: created, adopted");
     c!("sentistream_panics_total", "Panics; each ends in a dead letter or in the process's end");
     c!("sentistream_rollup_posts_total", "Labelled posts taken into rollups");
 }

@@ -151,3 +151,44 @@ fn a_property_that_librdkafka_refuses_is_named_without_its_value() {
             .stderr(predicate::str::contains(key).and(predicate::str::contains("hunter2").not()));
     }
 }
+
+#[test]
+fn label_names_a_column_that_is_not_there_and_fails_where_nothing_could_be_labelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let posts = file(dir.path(), "posts.csv", "id,text\n1,I love this\n2,awful\n");
+    sentistream()
+        .args(["label", &posts, "--text", "tweet"])
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("no column 'tweet' (columns: id, text)"));
+    let other = file(dir.path(), "other.ndjson", "{\"a\":1}\nnot json\n");
+    sentistream()
+        .args(["label", &other])
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("other.ndjson:2: not_json"));
+    sentistream()
+        .args(["label", &posts])
+        .assert()
+        .success()
+        .stdout(
+            predicate::str::contains("\"label\":\"positive\"")
+                .and(predicate::str::contains("\"label\":\"negative\"")),
+        )
+        .stdout(predicate::str::contains(dir.path().to_str().unwrap()).not());
+}
+
+#[test]
+fn a_closed_standard_error_is_no_reason_to_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let posts = file(dir.path(), "posts.ndjson", "{\"id\":\"1\",\"text\":\"fine\"}\n");
+    let binary = assert_cmd::cargo::cargo_bin("sentistream");
+    let status = std::process::Command::new("sh")
+        .args(["-c", "\"$0\" label \"$1\" 2>/dev/full >/dev/null"])
+        .arg(binary)
+        .arg(posts)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}

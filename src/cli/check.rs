@@ -16,7 +16,7 @@ use crate::{
 #[command(after_long_help = "\
 Checks, and says of each what is wrong and what to do: the settings, the model folder (hashes, labels,
 inputs, golden examples on the real device), the broker, the topics, the object store (that a conditional
-write really is one). Starts nothing and leaves nothing behind.
+write really is one). Starts nothing; of the store it creates the folder, if that was missing.
 
 Exit code 0 when all is well, 1 when a check failed, 2 when the configuration cannot be read.")]
 pub struct Args {
@@ -75,14 +75,15 @@ fn broker(config: &Config) -> Result<(String, Result<String, String>), String> {
     let (mut have, mut missing) = (Vec::new(), Vec::new());
     for (name, partitions) in names.iter().zip(partitions) {
         match partitions {
-            Some(n) => have.push(format!("{name} ({n} partitions)")),
+            Some(n) => have.push(format!("{name} (partitions: {n})")),
             None => missing.push(*name),
         }
     }
     let topics = if missing.is_empty() {
         Ok(have.join(", "))
     } else if k.create_topics {
-        Ok(format!("{}; will be created at start: {}", have.join(", "), missing.join(", ")))
+        have.push(format!("created at start: {}", missing.join(", ")));
+        Ok(have.join("; "))
     } else {
         Err(format!("missing: {}; create them, or set kafka.create_topics = true", missing.join(", ")))
     };

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{ConfigArg, Outcome};
+use super::{ConfigArg, Outcome, say};
 use crate::{
     sink::requeue::Requeue,
     source::dead_letters::{Letter, scan},
@@ -96,9 +96,9 @@ fn list(filter: &Filter, limit: usize, json: bool, show: bool) -> anyhow::Result
         Some(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e).context("print the list"),
         _ => {}
     }
-    eprintln!("{count} dead letters");
+    say(&format!("{count} dead letters"));
     if strange > 0 {
-        eprintln!("{strange} records were passed over: they lack the headers of a dead letter");
+        say(&format!("{strange} records were passed over: they lack the headers of a dead letter"));
     }
     Ok(Outcome::Done)
 }

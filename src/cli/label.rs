@@ -4,22 +4,18 @@ mod output;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::output::Output;
-use super::{ConfigArg, Outcome};
+use super::{ConfigArg, Outcome, say};
 use crate::{
-    classify::{artifact::Artifact, cache::RepeatCache, decide::Decider, engine::Engine},
-    config::{Config, Fields},
-    front::Front,
+    app,
+    config::Fields,
     pipeline::{Busy, Pipeline, Settled, Window},
     record::{Map, Timestamp},
     source::file::{FileError, FileSource},
@@ -40,7 +36,8 @@ without a time of its own gets the file's.
   sentistream label posts.csv --text tweet --id tweet_id --out labelled.parquet
   SENTISTREAM__DECODE__PRESET=bluesky sentistream label jetstream.ndjson > labelled.ndjson
 
-Records that cannot be read are listed with line and reason and left out; --strict makes them exit code 1.")]
+Records that cannot be read are listed with line and reason and left out; --strict makes them exit code 1, and so
+does a file of which nothing could be labelled.")]
 pub struct Args {
     /// Posts
     #[arg(value_name = "FILE")]
@@ -87,7 +84,10 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
     args.places(&mut config.decode.fields);
     let source = FileSource::open(&args.input, None)?;
-    let pipeline = pipeline(&config)?;
+    if let Some(columns) = source.columns() {
+        args.in_header(columns)?;
+    }
+    let pipeline = app::pipeline(&config)?;
     let mut output = Output::open(args.out.as_deref())?;
     let time = file_time(&args.input);
     let begun = Instant::now();
@@ -95,11 +95,32 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     let writing = Instant::now();
     output.finish()?;
     let tally = Tally { output: tally.output + writing.elapsed(), ..tally };
-    eprint!("{}", tally.summary(&pipeline.busy(), begun.elapsed()));
-    Ok(if args.strict && tally.refused > 0 { Outcome::Findings } else { Outcome::Done })
+    say(tally.summary(&pipeline.busy(), begun.elapsed()).trim_end());
+    // Nothing but refusals is a wrong column or shape, not a few bad lines.
+    let nothing = tally.labelled == 0 && tally.refused > 0;
+    Ok(if nothing || (args.strict && tally.refused > 0) { Outcome::Findings } else { Outcome::Done })
 }
 
 impl Args {
+    /// The columns that were asked for by name.
+    fn named(&self) -> impl Iterator<Item = &String> {
+        let all =
+            [&self.text, &self.id, &self.created_at, &self.author, &self.lang, &self.channel, &self.reach];
+        all.into_iter().flatten().filter(|name| !name.is_empty() && !name.starts_with('/'))
+    }
+
+    fn in_header(&self, columns: &[String]) -> anyhow::Result<()> {
+        for name in self.named() {
+            ensure!(
+                columns.contains(name),
+                "{}: no column '{name}' (columns: {})",
+                self.input.display(),
+                columns.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     /// A column name is a JSON pointer to a member of the row's object.
     fn places(&self, fields: &mut Fields) {
         let pointer = |name: &String| {
@@ -123,15 +144,6 @@ impl Args {
             }
         }
     }
-}
-
-fn pipeline(config: &Config) -> anyhow::Result<Pipeline> {
-    let artifact = Artifact::load(&config.model.dir)?;
-    let engine = Engine::start(&config.model, &config.batch, &artifact)?;
-    let front = Front::new(config, &artifact)?;
-    let decider = Decider::new(&artifact, config.classify.uncertain_below);
-    let cache = RepeatCache::new(config.classify.cache_entries, &artifact.id);
-    Ok(Pipeline::start(Arc::new(front), Arc::new(engine), cache, decider, artifact.id.clone(), config))
 }
 
 /// The time of posts that have none: when the file was written; now for standard input.
@@ -214,7 +226,7 @@ fn read(
                 }
                 Some(Err(e @ FileError::Record { fatal: false, .. })) => {
                     if unreadable.fetch_add(1, Ordering::Relaxed) < LISTED as u64 {
-                        bar.suspend(|| eprintln!("{e}"));
+                        bar.suspend(|| say(&e.to_string()));
                     }
                 }
                 Some(Err(e)) => return Err(e.into()),
@@ -252,13 +264,8 @@ impl Tally {
                 if self.refused <= LISTED as u64 {
                     let at = &letter.record.position;
                     bar.suspend(|| {
-                        eprintln!(
-                            "{}:{}: {}: {}",
-                            at.partition.topic,
-                            at.offset.next(),
-                            letter.reason,
-                            letter.message
-                        );
+                        let (file, line) = (&at.partition.topic, at.offset.next());
+                        say(&format!("{file}:{line}: {}: {}", letter.reason, letter.message));
                     });
                 }
             }

@@ -10,6 +10,7 @@ pub mod run;
 pub mod verify_rollups;
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -81,6 +82,7 @@ impl ConfigArg {
     pub fn load(&self) -> anyhow::Result<Config> {
         let config = Config::load(self.config.as_deref())?;
         client::check(&config.kafka)?;
+        telemetry::check(&config.log)?;
         Ok(config)
     }
 
@@ -116,7 +118,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}"));
             ExitCode::from(code(&error))
         }
     }
@@ -124,9 +126,15 @@ pub fn main(cli: Cli) -> ExitCode {
 
 /// Commands for people log warnings only; `RUST_LOG` asks for more.
 fn with_logs(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
-    let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,rdkafka=error,librdkafka=error".into());
+    let level =
+        std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,ort=error,rdkafka=off,librdkafka=off".into());
     telemetry::init_logs(&Log { level, format: LogFormat::Text }).context("RUST_LOG")?;
     command()
+}
+
+/// A line on standard error. That nobody can read it (a closed pipe, a full disk) is no reason to fail.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// 2 where the user's own input is at fault, else 1.
@@ -134,9 +142,16 @@ fn code(error: &anyhow::Error) -> u8 {
     use crate::{
         classify::{artifact::ArtifactError, engine::EngineError},
         config::SettingError,
+        front::FrontError,
+        telemetry::TelemetryError,
     };
     let input = error.chain().any(|e| {
-        e.is::<ConfigError>() || e.is::<SettingError>() || e.is::<ArtifactError>() || e.is::<EngineError>()
+        e.is::<ConfigError>()
+            || e.is::<SettingError>()
+            || e.is::<FrontError>()
+            || e.is::<ArtifactError>()
+            || e.is::<EngineError>()
+            || matches!(e.downcast_ref(), Some(TelemetryError::Filter { .. }))
     });
     if input { 2 } else { 1 }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::{ConfigArg, Outcome};
+use super::{ConfigArg, Outcome, say};
 use crate::{
     config::Config,
     record::{RawRecord, Timestamp},
@@ -18,7 +18,7 @@ use crate::{
         message::Outgoing,
         producer::{self, Sender},
     },
-    source::{client, file::FileSource},
+    source::{client, file::FileSource, probe},
 };
 
 /// Produce a file's posts to a topic
@@ -83,6 +83,9 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
     let config = args.config.load()?;
     let source = FileSource::open(&args.file, None)?;
+    // Before the first record: a broker that is down, or a topic that is not there, is said at once.
+    let found = probe::partitions(&config.kafka, &[&args.topic], Duration::from_secs(10))?;
+    ensure!(found[0].is_some(), "topic '{}' does not exist; create it first", args.topic);
     let mut settings = client::base(&config.kafka, "replay");
     producer::settings(&mut settings, config.decode.limits.max_record_bytes.max(1_000_000) + 65_536);
     let sender = Sender::new(&settings).context("start the producer")?;
@@ -115,7 +118,7 @@ impl Replay<'_> {
                 Ok(record) => self.one(&record, start)?,
                 Err(e) => {
                     self.unread += 1;
-                    bar.suspend(|| eprintln!("{e}"));
+                    bar.suspend(|| say(&e.to_string()));
                 }
             }
             if self.sent.is_multiple_of(200) {
@@ -170,7 +173,7 @@ impl Replay<'_> {
             self.sent
         );
         if self.unread > 0 {
-            eprintln!("{} records could not be read", self.unread);
+            say(&format!("{} records could not be read", self.unread));
             return Ok(Outcome::Findings);
         }
         Ok(Outcome::Done)

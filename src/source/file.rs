@@ -87,6 +87,7 @@ pub enum FileError {
 
 /// Reads a file's records, in order.
 pub struct FileSource {
+    name: String,
     partition: TopicPartition,
     inner: Inner,
     read: Arc<AtomicU64>,
@@ -146,12 +147,23 @@ impl FileSource {
             Format::Csv => rows(counted, b',', name)?,
             Format::Tsv => rows(counted, b'\t', name)?,
         };
-        Ok(Self { partition: TopicPartition::new(name, 0), inner, read, total, ended: false })
+        // Records carry the file's name and not its path, which says more of the machine than of the post.
+        let short = Path::new(name).file_name().map_or_else(|| name.into(), |n| n.to_string_lossy());
+        let partition = TopicPartition::new(&*short, 0);
+        Ok(Self { name: name.to_owned(), partition, inner, read, total, ended: false })
     }
 
     /// Size of the file; `None` for standard input.
     pub fn total_bytes(&self) -> Option<u64> {
         self.total
+    }
+
+    /// The header row of a CSV or TSV.
+    pub fn columns(&self) -> Option<&[String]> {
+        match &self.inner {
+            Inner::Rows { columns, .. } => Some(columns),
+            Inner::Lines { .. } => None,
+        }
     }
 
     /// Bytes read so far, buffers included.
@@ -170,7 +182,7 @@ impl FileSource {
     }
 
     fn bad(&self, line: u64, message: String, fatal: bool) -> FileError {
-        FileError::Record { file: self.partition.topic.to_string(), line: line + 1, message, fatal }
+        FileError::Record { file: self.name.clone(), line: line + 1, message, fatal }
     }
 
     fn next_line(&mut self) -> Option<Result<RawRecord, FileError>> {
@@ -180,7 +192,7 @@ impl FileSource {
             let index = *line;
             match Read::take(&mut *reader, MAX_RECORD_BYTES + 1).read_until(b'\n', &mut bytes) {
                 Err(source) => {
-                    return Some(Err(FileError::Read { file: self.partition.topic.to_string(), source }));
+                    return Some(Err(FileError::Read { file: self.name.clone(), source }));
                 }
                 Ok(0) => return None,
                 Ok(_) => *line += 1,
