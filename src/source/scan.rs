@@ -52,7 +52,7 @@ fn failed(topic: &str, what: &str, e: &dyn std::fmt::Display) -> StageError {
 }
 
 impl LabelledLog for LabelledTopic {
-    fn extents(&self) -> Result<Vec<Extent>, StageError> {
+    fn partitions(&self) -> Result<Vec<i32>, StageError> {
         let metadata = self
             .consumer
             .fetch_metadata(Some(&self.topic), ANSWER)
@@ -60,16 +60,17 @@ impl LabelledLog for LabelledTopic {
         let topic = metadata.topics().first().filter(|t| t.error().is_none() && !t.partitions().is_empty());
         let topic =
             topic.ok_or_else(|| failed(&self.topic, "find the topic", &"the broker does not know it"))?;
-        let mut extents = Vec::new();
-        for p in topic.partitions() {
-            let (low, high) = self
-                .consumer
-                .fetch_watermarks(&self.topic, p.id(), ANSWER)
-                .map_err(|e| failed(&self.topic, "fetch watermarks", &e))?;
-            extents.push(Extent { partition: p.id(), low: NextOffset(low), high: NextOffset(high) });
-        }
-        extents.sort_by_key(|e| e.partition);
-        Ok(extents)
+        let mut partitions: Vec<i32> = topic.partitions().iter().map(|p| p.id()).collect();
+        partitions.sort_unstable();
+        Ok(partitions)
+    }
+
+    fn extent(&self, partition: i32) -> Result<Extent, StageError> {
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(&self.topic, partition, ANSWER)
+            .map_err(|e| failed(&self.topic, "fetch watermarks", &e))?;
+        Ok(Extent { partition, low: NextOffset(low), high: NextOffset(high) })
     }
 
     fn scan(
