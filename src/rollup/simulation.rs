@@ -48,6 +48,8 @@ enum Fault {
     Refused,
     /// The store does it and the answer is lost.
     ReplyLost,
+    /// A put is answered with "exists" although nothing is there, as S3 does while another put is under way.
+    Conflict,
     /// The process dies before the operation …
     KilledBefore,
     /// … or right after it.
@@ -75,7 +77,7 @@ impl Faulty {
         self.dead.set(self.dead.get() || matches!(fault, Fault::KilledBefore | Fault::KilledAfter));
         match fault {
             Fault::Refused | Fault::KilledBefore => failed(),
-            Fault::None => Ok(f(&mut self.objects.borrow_mut())),
+            Fault::None | Fault::Conflict => Ok(f(&mut self.objects.borrow_mut())),
             Fault::ReplyLost | Fault::KilledAfter => {
                 f(&mut self.objects.borrow_mut());
                 failed()
@@ -86,6 +88,9 @@ impl Faulty {
 
 impl Parts for Faulty {
     fn put(&self, id: &PartId, bytes: Bytes) -> Result<Put, StoreError> {
+        if !self.dead.get() && (self.plan)("conflict") == Fault::Conflict {
+            return Ok(Put::Exists);
+        }
         self.run("put", |o| match o.entry(*id) {
             std::collections::btree_map::Entry::Occupied(_) => Put::Exists,
             std::collections::btree_map::Entry::Vacant(v) => {
@@ -148,6 +153,17 @@ impl World {
     }
 
     fn start(&mut self, plan: Box<dyn Fn(&'static str) -> Fault>) -> Member {
+        let mut m = self.idle(plan);
+        m.roller.assign(0, self.bounds(), self.now).unwrap();
+        m
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds { committed: self.committed, low: NextOffset(LOW), high: self.high() }
+    }
+
+    /// Without a partition.
+    fn idle(&self, plan: Box<dyn Fn(&'static str) -> Fault>) -> Member {
         let dead = Rc::new(Cell::new(false));
         let parts = Faulty { objects: self.objects.clone(), plan, dead: dead.clone() };
         let seconds = Duration::from_secs;
@@ -159,10 +175,7 @@ impl World {
             rules,
             total_bytes: 1 << 24,
         };
-        let mut m = Member { roller: Roller::new(parts, settings), position: None, dead };
-        let bounds = Bounds { committed: self.committed, low: NextOffset(LOW), high: self.high() };
-        m.roller.assign(0, bounds, self.now).unwrap();
-        m
+        Member { roller: Roller::new(parts, settings), position: None, dead }
     }
 
     /// Carries out what the machine asked for; `lose` decides whether a commit is lost, `kill` whether the
@@ -178,6 +191,7 @@ impl World {
                 Command::Commit { .. } => {}
                 Command::Pause { .. } => m.position = None,
                 Command::Start { at, .. } => m.position = Some(at.0),
+                Command::Bounds { .. } => panic!("the log's end is never behind the chain here"),
             }
         }
     }
@@ -271,10 +285,10 @@ fn recount(posts: &[Archived]) -> Vec<(Key, Sums)> {
 }
 
 #[test]
-fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
+fn kills_zombies_and_lost_replies_change_no_sum() {
     let mut kills = 0;
     let mut adopted = 0;
-    for seed in 0..300u64 {
+    for seed in 0..100u64 {
         let mut w = World::new(seed, 45, seed % 3 != 0);
         let dice = Rc::new(RefCell::new(Dice(seed ^ 0xABCD)));
         let mut members: [Option<Member>; 2] = [None, None];
@@ -282,11 +296,12 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
             let which = dice.borrow_mut().below(2) as usize;
             let Some(mut m) = members[which].take() else {
                 let d = dice.clone();
-                let plan = move |_: &'static str| match d.borrow_mut().below(24) {
+                let plan = move |_: &'static str| match d.borrow_mut().below(25) {
                     0 => Fault::Refused,
                     1 => Fault::ReplyLost,
                     2 => Fault::KilledBefore,
                     3 => Fault::KilledAfter,
+                    4 => Fault::Conflict,
                     _ => Fault::None,
                 };
                 members[which] = Some(w.start(Box::new(plan)));
@@ -322,7 +337,7 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
         w.heal();
         w.judge(&format!("seed {seed}"));
     }
-    assert!(kills > 300 && adopted > 300, "the faults happened: {kills} kills, {adopted} adoptions");
+    assert!(kills > 200 && adopted > 100, "the faults happened: {kills} kills, {adopted} adoptions");
 }
 
 /// One run with a single fault at operation `k`, for every `k` there is and every fault, also at commits.
@@ -330,7 +345,9 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
 fn a_fault_at_every_step_boundary_changes_no_sum() {
     let mut runs = 0;
     for archive in [true, false] {
-        for fault in [Fault::Refused, Fault::ReplyLost, Fault::KilledBefore, Fault::KilledAfter] {
+        let faults =
+            [Fault::Refused, Fault::ReplyLost, Fault::Conflict, Fault::KilledBefore, Fault::KilledAfter];
+        for fault in faults {
             for k in 0.. {
                 let mut w = World::new(7, 25, archive);
                 let steps = Rc::new(Cell::new(0));
@@ -389,8 +406,16 @@ fn a_shorter_log_or_a_missing_part_stops_with_the_reason() {
     w.heal();
     let mut m = w.start(Box::new(|_| Fault::None));
     let bounds = Bounds { committed: None, low: NextOffset(0), high: NextOffset(4) };
+    // The end of the log may be older news than the chain: it is asked for once more.
+    m.roller.assign(0, bounds, w.now).unwrap();
+    assert_eq!(m.roller.take_commands().last(), Some(&Command::Bounds { partition: 0 }));
+    assert_eq!((m.roller.waiting(), m.roller.open_parts().count()), (1, 0));
     let e = m.roller.assign(0, bounds, w.now).unwrap_err();
     assert!(e.to_string().contains("created again"), "{e}");
+    let mut m = w.start(Box::new(|_| Fault::None));
+    m.roller.assign(0, bounds, w.now).unwrap();
+    m.roller.assign(0, w.bounds(), w.now).unwrap();
+    assert_eq!(m.roller.waiting(), 0);
     let second = w.objects.borrow().keys().map(|id| id.first).nth(1).unwrap();
     w.objects.borrow_mut().retain(|id, _| id.first != second);
     let bounds = Bounds { committed: None, low: NextOffset(0), high: w.high() };
@@ -430,6 +455,105 @@ fn records_wait_while_the_store_is_down_and_none_is_lost() {
     assert!(m.roller.take_notices().iter().any(|n| matches!(n, Notice::StoreUp { partition: 0 })));
     w.heal();
     w.judge("after an outage");
+}
+
+#[test]
+fn a_newer_schema_stops_the_stage_and_is_not_passed_over() {
+    let mut w = World::new(4, 10, true);
+    let mut m = w.start(Box::new(|_| Fault::None));
+    w.deliver(&mut m, 3);
+    let at = m.roller.open_parts().next().unwrap().next();
+    let found = Labelled::SCHEMA + 1;
+    let newer = |r: &mut Roller<Faulty>, offset| {
+        r.record(0, Offset(offset), Err(Undecodable::Schema { found }), w.now).err().map(|e| e.to_string())
+    };
+    assert_eq!(newer(&mut m.roller, at.0 - 1), None, "counted already");
+    let e = newer(&mut m.roller, at.0).unwrap();
+    assert!(e.contains(&format!("posts.labelled[0] offset {at}: schema version {found}")), "{e}");
+    assert_eq!(m.roller.open_parts().next().unwrap().next(), at);
+    w.heal();
+    w.judge("after a newer instance");
+}
+
+#[test]
+fn an_answer_of_exists_without_a_part_is_tried_again() {
+    for archive in [true, false] {
+        let mut w = World::new(5, 10, archive);
+        let conflict = Rc::new(Cell::new(true));
+        let seen = conflict.clone();
+        let plan = move |_: &'static str| if seen.get() { Fault::Conflict } else { Fault::None };
+        let mut m = w.start(Box::new(plan));
+        w.obey(&mut m, || false, || false);
+        w.deliver(&mut m, 7);
+        assert_eq!((m.roller.waiting(), w.objects.borrow().len()), (1, 0));
+        let notices = m.roller.take_notices();
+        let down =
+            |n: &&Notice| matches!(n, Notice::StoreDown { error, .. } if error.contains("does not show"));
+        assert_eq!(notices.iter().filter(down).count(), 1, "{notices:?}");
+        conflict.set(false);
+        w.now += Duration::from_secs(1);
+        m.roller.tick(w.now).unwrap();
+        assert_eq!(m.roller.waiting(), 0);
+        w.heal();
+        w.judge("after a conflict");
+    }
+}
+
+#[test]
+fn parts_of_an_instance_with_the_other_archive_setting_are_adopted() {
+    for archive in [true, false] {
+        let mut w = World::new(6, 10, archive);
+        let mut m = w.start(Box::new(|_| Fault::None));
+        w.obey(&mut m, || false, || false);
+        w.archive = !archive;
+        let mut zombie = w.start(Box::new(|_| Fault::None));
+        w.obey(&mut zombie, || false, || false);
+        w.deliver(&mut zombie, 4);
+        assert!(zombie.roller.drain(0, w.now).unwrap());
+        let tip = zombie.roller.open_parts().next().unwrap().first();
+        let parts = w.objects.borrow().len();
+        w.deliver(&mut m, 7);
+        assert_eq!(m.roller.open_parts().next().unwrap().first(), tip, "archive {archive}");
+        assert_eq!(w.objects.borrow().len(), parts, "nothing beside it");
+        w.obey(&mut m, || false, || false);
+        w.heal();
+        w.archive = false;
+        w.judge("mixed");
+    }
+}
+
+/// The caller has to poll the broker between two waits for a store that hangs.
+#[test]
+fn a_tick_ends_at_the_first_failure_and_the_next_begins_after_it() {
+    let w = World::new(8, 10, true);
+    let mut m = w.idle(Box::new(|_| Fault::Refused));
+    for p in 0..3 {
+        m.roller.assign(p, w.bounds(), w.now).unwrap();
+    }
+    m.roller.take_notices();
+    let mut failed = Vec::new();
+    for tick in 1..=3 {
+        m.roller.tick(w.now + Duration::from_secs(60 * tick)).unwrap();
+        failed.extend(m.roller.take_notices().into_iter().map(|n| match n {
+            Notice::StoreDown { partition, .. } => partition,
+            other => panic!("{other:?}"),
+        }));
+    }
+    assert_eq!(failed, [0, 1, 2]);
+}
+
+#[test]
+fn a_group_that_has_read_and_a_store_without_parts_are_told() {
+    let mut w = World::new(9, 10, true);
+    let told = |w: &mut World| {
+        let mut m = w.start(Box::new(|_| Fault::None));
+        m.roller.take_notices().iter().any(|n| matches!(n, Notice::NoParts { partition: 0, .. }))
+    };
+    assert!(!told(&mut w), "nothing committed");
+    w.committed = Some(NextOffset(LOW));
+    assert!(!told(&mut w), "what the first start commits");
+    w.committed = Some(NextOffset(LOW + 1));
+    assert!(told(&mut w));
 }
 
 #[test]
