@@ -1,15 +1,14 @@
 //! The rollup stage against a real broker: labelled records in, parts out, the stage stopped and started again in
-//! between, and the verification that everything is counted once. `SENTISTREAM_TEST_BROKERS` names the broker;
-//! without it the test says so and passes.
+//! between, and the verification that everything is counted once.
 
 #![allow(clippy::unwrap_used)]
+
+mod support;
 
 use std::time::{Duration, Instant};
 
 use rdkafka::{
     ClientConfig,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
     producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
 };
 use sentistream::{
@@ -92,25 +91,18 @@ fn posts_in_parts(r: &Report) -> u64 {
 
 #[test]
 fn every_labelled_record_is_counted_once_across_restarts() {
-    let Ok(brokers) = std::env::var("SENTISTREAM_TEST_BROKERS") else {
-        eprintln!(
-            "SKIPPED every_labelled_record_is_counted_once_across_restarts: SENTISTREAM_TEST_BROKERS is not set"
-        );
-        return;
-    };
+    let test = "every_labelled_record_is_counted_once_across_restarts";
+    let Some(broker) = support::broker::Broker::start(test) else { return };
     let dir = tempfile::tempdir().unwrap();
     let run = format!("{:x}", std::process::id());
     let mut config = Config::defaults();
-    config.kafka.brokers = brokers;
+    config.kafka.brokers.clone_from(&broker.servers);
     config.kafka.group = format!("rollup-test-{run}");
     config.kafka.instance_id = format!("rollup-test-{run}");
     config.kafka.labelled_topic = format!("labelled-{run}");
     config.store.url = format!("file:{}", dir.path().display());
     (config.rollup.seal_records, config.rollup.seal_idle_s) = (500, 3600);
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &config.kafka.brokers).create().unwrap();
-    let topic = NewTopic::new(&config.kafka.labelled_topic, PARTITIONS, TopicReplication::Fixed(1));
-    futures::executor::block_on(admin.create_topics([&topic], &AdminOptions::new())).unwrap();
+    broker.create_topics(&[(&config.kafka.labelled_topic, PARTITIONS)]);
 
     produce(&config, 0, 2600);
     // Two full parts a partition are sealed, the rest is open; the shutdown drains it.

@@ -137,6 +137,10 @@ pub struct Tip {
     pub unfinished: Vec<PartId>,
 }
 
+/// Parts that are joined at least when the group has lost its offset. A chain of years has hundreds of thousands
+/// of footers, and the poll thread cannot wait for them; `verify-rollups` reads all.
+pub const RECENT: usize = 64;
+
 /// A partition's chain in a store.
 pub struct Chain<'a> {
     /// The store.
@@ -148,15 +152,17 @@ pub struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Follows the chain from the part that holds `from` (from the first part, if `None`) to its tip, and
-    /// reads only the footers on the way. `None`: there are no parts.
+    /// Follows the chain from the part that holds `from` (over its last [`RECENT`] parts, if `None`) to its
+    /// tip, and reads only the footers on the way. `None`: there are no parts.
     pub fn follow(&self, from: Option<NextOffset>) -> Result<Option<Tip>, ChainError> {
         let starts = self.starts()?;
         let all: Vec<NextOffset> = starts.keys().copied().collect();
         if all.is_empty() {
             return Ok(None);
         }
-        let at = from.map_or(0, |f| all.partition_point(|first| *first <= f).saturating_sub(1));
+        let at = from.map_or(all.len().saturating_sub(RECENT), |f| {
+            all.partition_point(|first| *first <= f).saturating_sub(1)
+        });
         let mut links = Vec::new();
         for first in &all[at..] {
             let link = self.link(*first, starts[first])?;
@@ -195,7 +201,7 @@ impl Chain<'_> {
 
     /// The part that took `id`'s place first: its end, once its rollup part stands beside it.
     pub fn adopt(&self, id: PartId) -> Result<NextOffset, ChainError> {
-        let footer = self.footer(id)?.ok_or_else(|| ChainError::Gone { file: self.parts.name(&id) })?;
+        let footer = self.winner(id)?;
         if id.kind == Kind::Posts {
             self.finish(id)?;
         }
@@ -213,13 +219,20 @@ impl Chain<'_> {
         let bytes = self.derive(posts)?;
         match self.parts.put(&rollup, bytes)? {
             Put::Created => Ok(()),
-            Put::Exists => {
-                let footer = self
-                    .footer(rollup)?
-                    .ok_or_else(|| ChainError::Gone { file: self.parts.name(&rollup) })?;
-                self.agree(&posts_footer, &footer)
-            }
+            Put::Exists => self.agree(&posts_footer, &self.winner(rollup)?),
         }
+    }
+
+    /// The footer of a part whose put was just answered with [`Put::Exists`]. S3 answers so too while another
+    /// conditional put of the key is under way (409), which may yet come to nothing: no part, try again.
+    fn winner(&self, id: PartId) -> Result<Footer, ChainError> {
+        self.footer(id)?.ok_or_else(|| {
+            ChainError::Store(StoreError::Retry {
+                operation: "read the footer",
+                object: self.parts.name(&id),
+                message: "the store says that the part exists, but does not show it yet".to_owned(),
+            })
+        })
     }
 
     /// The bytes of the rollup part that belongs to a posts part: a pure function of it.

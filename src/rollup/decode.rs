@@ -20,7 +20,7 @@ pub enum Undecodable {
         category: &'static str,
     },
     /// Written by another version.
-    #[error("schema version {found}, expected {expected}: was it written by a newer sentistream?", expected = Labelled::SCHEMA)]
+    #[error("schema version {found}, expected {expected}", expected = Labelled::SCHEMA)]
     Schema {
         /// The version found.
         found: u32,
@@ -33,18 +33,21 @@ pub enum Undecodable {
     },
 }
 
+impl Undecodable {
+    /// The record's schema version, if a newer sentistream wrote it: it is a labelled post, and passing over
+    /// it would leave it out of the sums for good.
+    pub fn newer(&self) -> Option<u32> {
+        match self {
+            Self::Schema { found } if *found > Labelled::SCHEMA => Some(*found),
+            _ => None,
+        }
+    }
+}
+
 /// Reads the value of a labelled record and checks what types alone cannot.
 pub fn decode(value: Option<&[u8]>) -> Result<Labelled, Undecodable> {
     let bytes = value.ok_or(Undecodable::Tombstone)?;
-    let post: Labelled = serde_json::from_slice(bytes).map_err(|e| Undecodable::Json {
-        line: e.line(),
-        column: e.column(),
-        category: match e.classify() {
-            serde_json::error::Category::Eof => "eof",
-            serde_json::error::Category::Data => "data",
-            _ => "syntax",
-        },
-    })?;
+    let post: Labelled = serde_json::from_slice(bytes).map_err(|e| refused(bytes, &e))?;
     if post.schema != Labelled::SCHEMA {
         return Err(Undecodable::Schema { found: post.schema });
     }
@@ -60,6 +63,28 @@ pub fn decode(value: Option<&[u8]>) -> Result<Labelled, Undecodable> {
         }
     }
     Ok(post)
+}
+
+/// Why the bytes are no labelled post. Another version may have other fields, so its number goes first.
+fn refused(bytes: &[u8], e: &serde_json::Error) -> Undecodable {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    if let Ok(Version { schema: found }) = serde_json::from_slice(bytes)
+        && found != Labelled::SCHEMA
+    {
+        return Undecodable::Schema { found };
+    }
+    Undecodable::Json {
+        line: e.line(),
+        column: e.column(),
+        category: match e.classify() {
+            serde_json::error::Category::Eof => "eof",
+            serde_json::error::Category::Data => "data",
+            _ => "syntax",
+        },
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +107,10 @@ mod tests {
         let mut p = post(7);
         p.schema = 2;
         assert_eq!(decode(Some(&serde_json::to_vec(&p).unwrap())), Err(Undecodable::Schema { found: 2 }));
+        // A newer version is known as such, whatever else it changed.
+        let e = decode(Some(b"{\"schema\":2,\"identity\":7}")).unwrap_err();
+        assert_eq!((&e, e.newer()), (&Undecodable::Schema { found: 2 }, Some(2)));
+        assert_eq!(decode(Some(b"{\"schema\":0}")).unwrap_err().newer(), None);
         let mut p = post(7);
         p.scores.neutral = 1.5;
         let e = decode(Some(&serde_json::to_vec(&p).unwrap()));

@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod decode;
+pub mod events;
 pub mod part;
 pub mod roller;
 pub mod stage;

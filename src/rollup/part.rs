@@ -23,7 +23,7 @@ pub struct SealRules {
     pub age: Duration,
     /// After this long without a record.
     pub idle: Duration,
-    /// At this many bytes of posts kept in memory (estimate).
+    /// At this many bytes of sums and kept posts in memory (estimate).
     pub bytes: usize,
 }
 
@@ -37,7 +37,7 @@ impl SealRules {
 pub enum SealReason {
     /// Enough posts.
     Records,
-    /// Enough bytes of posts in memory.
+    /// Enough bytes in memory.
     Bytes,
     /// Old enough.
     Age,
@@ -67,6 +67,7 @@ pub struct OpenPart {
     posts: Option<Vec<Archived>>,
     records: u64,
     skipped: u64,
+    /// Of the posts kept.
     bytes: usize,
 }
 
@@ -120,7 +121,7 @@ impl OpenPart {
         let (opened, last) = self.times?;
         if self.records + self.skipped >= rules.records.min(SealRules::MAX_RECORDS) {
             Some(SealReason::Records)
-        } else if self.bytes >= rules.bytes {
+        } else if self.bytes() >= rules.bytes {
             Some(SealReason::Bytes)
         } else if now.saturating_duration_since(opened) >= rules.age {
             Some(SealReason::Age)
@@ -161,9 +162,9 @@ impl OpenPart {
         self.skipped
     }
 
-    /// Estimated bytes of the posts kept.
+    /// Estimated bytes of the sums and of the posts kept.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.deltas.bytes()
     }
 
     /// Age since the first record.
@@ -232,5 +233,27 @@ mod tests {
         big.text = Some("x".repeat(1 << 20));
         p.apply(Offset(0), big, at(0)).unwrap();
         assert_eq!(p.should_seal(at(0), &RULES), Some(SealReason::Bytes));
+    }
+
+    /// Posts of far-apart times and ever new channels make keys without end.
+    #[test]
+    fn sums_alone_seal_by_bytes_too() {
+        let now = Instant::now();
+        let rules = SealRules { records: 1 << 20, ..RULES };
+        let mut p = OpenPart::new(0, NextOffset(0), 60, false);
+        let sealed = (0..100_000).find(|n| {
+            let mut hostile = post(0);
+            hostile.channel = format!("channel {n}");
+            p.apply(Offset(*n), hostile, now).unwrap();
+            p.should_seal(now, &rules).is_some()
+        });
+        assert!(sealed.is_some_and(|n| (1_000..10_000).contains(&n)), "{sealed:?}");
+        assert_eq!(p.should_seal(now, &rules), Some(SealReason::Bytes));
+        let same = |n| {
+            let mut p = OpenPart::new(0, NextOffset(0), 60, false);
+            (0..n).for_each(|i| p.apply(Offset(i), post(0), now).unwrap());
+            p.bytes()
+        };
+        assert_eq!(same(1), same(1000), "the same key costs once");
     }
 }

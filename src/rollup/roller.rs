@@ -6,14 +6,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use super::events::{Bounds, Command, Notice, Outcome, RollError, Settings};
 use super::{
     chain::{Chain, ChainError},
     decode::Undecodable,
-    part::{OpenPart, SealReason, SealRules},
+    part::{OpenPart, SealReason},
     store::{PartId, Parts, Put},
 };
 use crate::{
@@ -21,141 +21,12 @@ use crate::{
     sink::parquet::{Head, Kind, encode_posts, encode_rollup},
 };
 
-/// What the machine must know besides events.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The labelled topic.
-    pub topic: Arc<str>,
-    /// Width of windows, seconds.
-    pub window_s: i64,
-    /// Archive the posts beside the rollups.
-    pub archive: bool,
-    /// When to seal.
-    pub rules: SealRules,
-    /// Bytes of posts that all open parts together may keep; beyond it the largest is sealed.
-    pub total_bytes: usize,
-}
-
-/// What the broker knows of a partition at assignment.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// The group's committed offset.
-    pub committed: Option<NextOffset>,
-    /// The oldest offset that can still be read.
-    pub low: NextOffset,
-    /// The end of the log.
-    pub high: NextOffset,
-}
-
-/// What the adapter has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Commit this offset. It may fail: the chain of parts alone decides where the next owner starts.
-    Commit {
-        /// Partition.
-        partition: i32,
-        /// The offset to read next.
-        next: NextOffset,
-    },
-    /// Stop fetching; records that still come are not taken.
-    Pause {
-        /// Partition.
-        partition: i32,
-    },
-    /// Seek there and fetch.
-    Start {
-        /// Partition.
-        partition: i32,
-        /// The offset to read next.
-        at: NextOffset,
-    },
-}
-
-/// How a part came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// We wrote it.
-    Created,
-    /// It was there.
-    Adopted,
-}
-
-/// Things worth counting, for metrics and logs.
-#[derive(Clone, Debug)]
-pub enum Notice {
-    /// A part is sealed, or one that was there was adopted.
-    Sealed {
-        /// The part's place.
-        id: PartId,
-        /// Where it ends.
-        next: NextOffset,
-        /// Posts of ours in it; 0 when adopted.
-        records: u64,
-        /// How it came to be.
-        outcome: Outcome,
-        /// Why it was sealed; `None` for a drain.
-        reason: Option<SealReason>,
-    },
-    /// The store did not do it; it is tried again after `wait`.
-    StoreDown {
-        /// Partition that waits.
-        partition: i32,
-        /// What went wrong.
-        error: String,
-        /// Until the next try.
-        wait: Duration,
-    },
-    /// The store works for this partition again.
-    StoreUp {
-        /// Partition.
-        partition: i32,
-    },
-    /// A record was passed over.
-    Skipped {
-        /// Partition.
-        partition: i32,
-        /// Its offset.
-        offset: Offset,
-        /// Why.
-        why: Undecodable,
-    },
-    /// Records were deleted by the topic's retention before they were rolled up.
-    Lost {
-        /// Partition.
-        partition: i32,
-        /// Where the chain ends.
-        from: NextOffset,
-        /// The oldest record there is.
-        to: NextOffset,
-    },
-}
-
-/// Stops the stage.
-#[derive(Debug, thiserror::Error)]
-pub enum RollError {
-    /// The chain is broken or the store refuses for good.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// The log is shorter than what was rolled up of it.
-    #[error(
-        "{topic}[{partition}]: parts cover offsets up to {tip}, but the log ends at {high}. Was the topic deleted and \
-             created again? Give the new one a new kafka.group and a new store.url"
-    )]
-    Recreated {
-        /// The labelled topic.
-        topic: Arc<str>,
-        /// Partition.
-        partition: i32,
-        /// Where the chain ends.
-        tip: NextOffset,
-        /// Where the log ends.
-        high: NextOffset,
-    },
-}
-
 enum State {
-    /// Assigned; its position is not known yet.
-    Resolving(Bounds),
+    /// Assigned; its position is not known yet. `true`: these bounds were asked for because the first were
+    /// older than the chain.
+    Resolving(Bounds, bool),
+    /// Waits for fresher bounds.
+    Asked,
     /// Taking records.
     Open(OpenPart),
     /// The store did not take the part yet; no records are taken meanwhile.
@@ -173,6 +44,8 @@ pub struct Roller<P> {
     parts: P,
     settings: Settings,
     slots: BTreeMap<i32, Slot>,
+    /// The partition for which the store failed last: the next tick begins after it.
+    failed_at: Option<i32>,
     commands: Vec<Command>,
     notices: Vec<Notice>,
 }
@@ -180,7 +53,8 @@ pub struct Roller<P> {
 impl<P: Parts> Roller<P> {
     /// No partitions yet.
     pub fn new(parts: P, settings: Settings) -> Self {
-        Self { parts, settings, slots: BTreeMap::new(), commands: Vec::new(), notices: Vec::new() }
+        let (slots, commands, notices) = Default::default();
+        Self { parts, settings, slots, failed_at: None, commands, notices }
     }
 
     /// What is to be done since the last call, in order.
@@ -200,7 +74,8 @@ impl<P: Parts> Roller<P> {
 
     /// A partition is ours. Its records are taken once a [`Command::Start`] was given.
     pub fn assign(&mut self, partition: i32, bounds: Bounds, now: Instant) -> Result<(), RollError> {
-        let slot = Slot { state: State::Resolving(bounds), attempts: 0, retry_at: None };
+        let again = matches!(self.slots.get(&partition), Some(Slot { state: State::Asked, .. }));
+        let slot = Slot { state: State::Resolving(bounds, again), attempts: 0, retry_at: None };
         self.slots.insert(partition, slot);
         self.step(partition, now)
     }
@@ -220,6 +95,12 @@ impl<P: Parts> Roller<P> {
         match value {
             Ok(post) => _ = part.apply(offset, post, now),
             Err(why) => {
+                if let Some(found) = why.newer()
+                    && offset.0 >= part.next().0
+                {
+                    let topic = self.settings.topic.clone();
+                    return Err(RollError::Newer { topic, partition, offset, found });
+                }
                 if part.skip(offset, now).is_ok() {
                     self.notices.push(Notice::Skipped { partition, offset, why });
                 }
@@ -231,10 +112,22 @@ impl<P: Parts> Roller<P> {
         self.bound_memory(now)
     }
 
-    /// Time went by: seals what is due, tries again what failed.
+    /// Time went by: seals what is due, tries again what failed. Ends at the first failure of the store, because
+    /// one that hangs takes its whole limit each time and the caller has to poll in between; the next tick
+    /// begins with the partition after it.
     pub fn tick(&mut self, now: Instant) -> Result<(), RollError> {
-        let partitions: Vec<i32> = self.slots.keys().copied().collect();
-        partitions.into_iter().try_for_each(|p| self.step(p, now))
+        let mut partitions: Vec<i32> = self.slots.keys().copied().collect();
+        if let Some(at) = self.failed_at.take() {
+            let after = partitions.partition_point(|p| *p <= at);
+            partitions.rotate_left(after);
+        }
+        for p in partitions {
+            self.step(p, now)?;
+            if self.failed_at.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Seals what is open of a partition before it is given up. `false`: the store did not take it, try again
@@ -270,7 +163,7 @@ impl<P: Parts> Roller<P> {
     pub fn open_parts(&self) -> impl Iterator<Item = &OpenPart> {
         self.slots.values().filter_map(|s| match &s.state {
             State::Open(p) | State::Sealing(p, _) => Some(p),
-            State::Resolving(_) => None,
+            State::Resolving(..) | State::Asked => None,
         })
     }
 
@@ -285,7 +178,8 @@ impl<P: Parts> Roller<P> {
             return Ok(());
         }
         match &slot.state {
-            State::Resolving(bounds) => self.resolve(partition, *bounds, now),
+            State::Resolving(bounds, again) => self.resolve(partition, *bounds, *again, now),
+            State::Asked => Ok(()),
             State::Sealing(_, reason) => self.seal(partition, *reason, now),
             State::Open(part) => match part.should_seal(now, &self.settings.rules) {
                 Some(reason) => self.seal(partition, Some(reason), now),
@@ -300,7 +194,7 @@ impl<P: Parts> Roller<P> {
             return Ok(());
         }
         let open = self.slots.values().filter_map(|s| match &s.state {
-            State::Open(p) => Some(p),
+            State::Open(p) if !p.is_empty() => Some(p),
             _ => None,
         });
         let Some(largest) = open.max_by_key(|p| p.bytes()).map(OpenPart::partition) else { return Ok(()) };
@@ -312,7 +206,13 @@ impl<P: Parts> Roller<P> {
     }
 
     /// Finds where the partition goes on and opens a part there.
-    fn resolve(&mut self, partition: i32, bounds: Bounds, now: Instant) -> Result<(), RollError> {
+    fn resolve(
+        &mut self,
+        partition: i32,
+        bounds: Bounds,
+        again: bool,
+        now: Instant,
+    ) -> Result<(), RollError> {
         let chain = self.chain(partition);
         let followed = chain.follow(bounds.committed).and_then(|tip| {
             if let Some(tip) = &tip {
@@ -321,10 +221,25 @@ impl<P: Parts> Roller<P> {
             Ok(tip)
         });
         let next = match followed {
-            Ok(tip) => tip.map_or(bounds.committed.unwrap_or(bounds.low), |t| t.next),
+            Ok(Some(tip)) => tip.next,
+            Ok(None) => {
+                // The first commit is made before the first part, at the oldest record there was.
+                if let Some(at) = bounds.committed.filter(|c| *c > bounds.low) {
+                    self.notices.push(Notice::NoParts { partition, at });
+                }
+                bounds.committed.unwrap_or(bounds.low)
+            }
             Err(e) if e.is_retry() => return self.back_off(partition, &e, now),
             Err(e) => return Err(e.into()),
         };
+        if next > bounds.high && !again {
+            // The bounds were fetched before the chain was followed: another instance may have sealed since.
+            if let Some(slot) = self.slots.get_mut(&partition) {
+                slot.state = State::Asked;
+            }
+            self.commands.push(Command::Bounds { partition });
+            return Ok(());
+        }
         if next > bounds.high {
             let topic = self.settings.topic.clone();
             return Err(RollError::Recreated { topic, partition, tip: next, high: bounds.high });
@@ -358,14 +273,14 @@ impl<P: Parts> Roller<P> {
         let (part, paused) = match &slot.state {
             State::Open(p) => (p, false),
             State::Sealing(p, _) => (p, true),
-            State::Resolving(_) => return Ok(()),
+            State::Resolving(..) | State::Asked => return Ok(()),
         };
         match self.write(part) {
-            Ok((next, outcome)) => {
-                let kind = if self.settings.archive { Kind::Posts } else { Kind::Rollups };
-                let id = PartId { kind, partition, first: part.first() };
+            Ok((id, next, outcome)) => {
                 let (ours, records) = (part.next(), part.records());
-                let records = if outcome == Outcome::Created { records } else { 0 };
+                // What stands where an earlier try of ours had no answer, with our end, is most likely ours.
+                let own = outcome == Outcome::Created || (paused && next == ours);
+                let records = if own { records } else { 0 };
                 self.notices.push(Notice::Sealed { id, next, records, outcome, reason });
                 self.open(partition, next);
                 self.commands.push(Command::Commit { partition, next });
@@ -390,8 +305,8 @@ impl<P: Parts> Roller<P> {
         }
     }
 
-    /// The writes of a seal, each conditional. What was there already is adopted.
-    fn write(&self, part: &OpenPart) -> Result<(NextOffset, Outcome), ChainError> {
+    /// The writes of a seal, each conditional. What was there already is adopted. Gives the commit point.
+    fn write(&self, part: &OpenPart) -> Result<(PartId, NextOffset, Outcome), ChainError> {
         let head = Head {
             topic: self.settings.topic.clone(),
             partition: part.partition(),
@@ -405,22 +320,30 @@ impl<P: Parts> Roller<P> {
         let posts = rollup.of_kind(Kind::Posts);
         let codec = |id: PartId| move |source| ChainError::Codec { file: self.parts.name(&id), source };
         let chain = self.chain(part.partition());
-        let commit = if part.posts().is_some() { posts } else { rollup };
+        let (commit, other) = if part.posts().is_some() { (posts, rollup) } else { (rollup, posts) };
+        // An instance with the other rollup.posts may have sealed from here: its commit point is another key,
+        // so that no condition of ours would meet it.
+        if chain.footer(other)?.is_some() {
+            return Ok((other, chain.adopt(other)?, Outcome::Adopted));
+        }
         if let Some(rows) = part.posts()
             && self.parts.put(&posts, encode_posts(&head, rows).map_err(codec(posts))?)? == Put::Exists
         {
-            return Ok((chain.adopt(commit)?, Outcome::Adopted));
+            return Ok((commit, chain.adopt(commit)?, Outcome::Adopted));
         }
         let bytes = encode_rollup(&head, &part.rows()).map_err(codec(rollup))?;
         match (self.parts.put(&rollup, bytes)?, commit.kind) {
-            (Put::Created, _) => Ok((part.next(), Outcome::Created)),
-            (Put::Exists, Kind::Rollups) => Ok((chain.adopt(commit)?, Outcome::Adopted)),
+            (Put::Created, _) => Ok((commit, part.next(), Outcome::Created)),
+            (Put::Exists, Kind::Rollups) => Ok((commit, chain.adopt(commit)?, Outcome::Adopted)),
             // Another instance met our posts part and was quicker to derive its rollup.
-            (Put::Exists, Kind::Posts) => chain.finish(posts).map(|()| (part.next(), Outcome::Created)),
+            (Put::Exists, Kind::Posts) => {
+                chain.finish(posts).map(|()| (commit, part.next(), Outcome::Created))
+            }
         }
     }
 
     fn back_off(&mut self, partition: i32, e: &ChainError, now: Instant) -> Result<(), RollError> {
+        self.failed_at = Some(partition);
         if let Some(slot) = self.slots.get_mut(&partition) {
             slot.attempts = slot.attempts.saturating_add(1);
             let wait = back_off(slot.attempts, rand::random());

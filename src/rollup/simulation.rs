@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     rollup::{
-        part::Archived,
+        part::{Archived, SealRules},
         store::StoreError,
         testing::post,
         window::{Deltas, Key, Sums},
@@ -48,6 +48,8 @@ enum Fault {
     Refused,
     /// The store does it and the answer is lost.
     ReplyLost,
+    /// A put is answered with "exists" although nothing is there, as S3 does while another put is under way.
+    Conflict,
     /// The process dies before the operation …
     KilledBefore,
     /// … or right after it.
@@ -75,7 +77,7 @@ impl Faulty {
         self.dead.set(self.dead.get() || matches!(fault, Fault::KilledBefore | Fault::KilledAfter));
         match fault {
             Fault::Refused | Fault::KilledBefore => failed(),
-            Fault::None => Ok(f(&mut self.objects.borrow_mut())),
+            Fault::None | Fault::Conflict => Ok(f(&mut self.objects.borrow_mut())),
             Fault::ReplyLost | Fault::KilledAfter => {
                 f(&mut self.objects.borrow_mut());
                 failed()
@@ -86,6 +88,9 @@ impl Faulty {
 
 impl Parts for Faulty {
     fn put(&self, id: &PartId, bytes: Bytes) -> Result<Put, StoreError> {
+        if !self.dead.get() && (self.plan)("conflict") == Fault::Conflict {
+            return Ok(Put::Exists);
+        }
         self.run("put", |o| match o.entry(*id) {
             std::collections::btree_map::Entry::Occupied(_) => Put::Exists,
             std::collections::btree_map::Entry::Vacant(v) => {
@@ -148,6 +153,17 @@ impl World {
     }
 
     fn start(&mut self, plan: Box<dyn Fn(&'static str) -> Fault>) -> Member {
+        let mut m = self.idle(plan);
+        m.roller.assign(0, self.bounds(), self.now).unwrap();
+        m
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds { committed: self.committed, low: NextOffset(LOW), high: self.high() }
+    }
+
+    /// Without a partition.
+    fn idle(&self, plan: Box<dyn Fn(&'static str) -> Fault>) -> Member {
         let dead = Rc::new(Cell::new(false));
         let parts = Faulty { objects: self.objects.clone(), plan, dead: dead.clone() };
         let seconds = Duration::from_secs;
@@ -159,10 +175,7 @@ impl World {
             rules,
             total_bytes: 1 << 24,
         };
-        let mut m = Member { roller: Roller::new(parts, settings), position: None, dead };
-        let bounds = Bounds { committed: self.committed, low: NextOffset(LOW), high: self.high() };
-        m.roller.assign(0, bounds, self.now).unwrap();
-        m
+        Member { roller: Roller::new(parts, settings), position: None, dead }
     }
 
     /// Carries out what the machine asked for; `lose` decides whether a commit is lost, `kill` whether the
@@ -178,6 +191,7 @@ impl World {
                 Command::Commit { .. } => {}
                 Command::Pause { .. } => m.position = None,
                 Command::Start { at, .. } => m.position = Some(at.0),
+                Command::Bounds { .. } => panic!("the log's end is never behind the chain here"),
             }
         }
     }
@@ -271,10 +285,10 @@ fn recount(posts: &[Archived]) -> Vec<(Key, Sums)> {
 }
 
 #[test]
-fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
+fn kills_zombies_and_lost_replies_change_no_sum() {
     let mut kills = 0;
     let mut adopted = 0;
-    for seed in 0..300u64 {
+    for seed in 0..100u64 {
         let mut w = World::new(seed, 45, seed % 3 != 0);
         let dice = Rc::new(RefCell::new(Dice(seed ^ 0xABCD)));
         let mut members: [Option<Member>; 2] = [None, None];
@@ -282,11 +296,12 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
             let which = dice.borrow_mut().below(2) as usize;
             let Some(mut m) = members[which].take() else {
                 let d = dice.clone();
-                let plan = move |_: &'static str| match d.borrow_mut().below(24) {
+                let plan = move |_: &'static str| match d.borrow_mut().below(25) {
                     0 => Fault::Refused,
                     1 => Fault::ReplyLost,
                     2 => Fault::KilledBefore,
                     3 => Fault::KilledAfter,
+                    4 => Fault::Conflict,
                     _ => Fault::None,
                 };
                 members[which] = Some(w.start(Box::new(plan)));
@@ -322,7 +337,7 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
         w.heal();
         w.judge(&format!("seed {seed}"));
     }
-    assert!(kills > 300 && adopted > 300, "the faults happened: {kills} kills, {adopted} adoptions");
+    assert!(kills > 200 && adopted > 100, "the faults happened: {kills} kills, {adopted} adoptions");
 }
 
 /// One run with a single fault at operation `k`, for every `k` there is and every fault, also at commits.
@@ -330,7 +345,9 @@ fn several_hundred_seeds_of_kills_zombies_and_lost_replies_change_no_sum() {
 fn a_fault_at_every_step_boundary_changes_no_sum() {
     let mut runs = 0;
     for archive in [true, false] {
-        for fault in [Fault::Refused, Fault::ReplyLost, Fault::KilledBefore, Fault::KilledAfter] {
+        let faults =
+            [Fault::Refused, Fault::ReplyLost, Fault::Conflict, Fault::KilledBefore, Fault::KilledAfter];
+        for fault in faults {
             for k in 0.. {
                 let mut w = World::new(7, 25, archive);
                 let steps = Rc::new(Cell::new(0));
@@ -370,72 +387,5 @@ fn a_fault_at_every_step_boundary_changes_no_sum() {
     assert!(runs > 80, "{runs} runs");
 }
 
-#[test]
-fn a_rollup_part_lost_between_the_two_writes_is_derived_again() {
-    let mut w = World::new(1, 20, true);
-    w.heal();
-    let lost: Vec<PartId> =
-        w.objects.borrow().keys().filter(|id| id.kind == Kind::Rollups).copied().collect();
-    let before = w.objects.borrow().clone();
-    assert!(lost.len() > 1);
-    w.objects.borrow_mut().retain(|id, _| id.kind == Kind::Posts);
-    drop(w.start(Box::new(|_| Fault::None)));
-    assert_eq!(*w.objects.borrow(), before);
-}
-
-#[test]
-fn a_shorter_log_or_a_missing_part_stops_with_the_reason() {
-    let mut w = World::new(2, 30, true);
-    w.heal();
-    let mut m = w.start(Box::new(|_| Fault::None));
-    let bounds = Bounds { committed: None, low: NextOffset(0), high: NextOffset(4) };
-    let e = m.roller.assign(0, bounds, w.now).unwrap_err();
-    assert!(e.to_string().contains("created again"), "{e}");
-    let second = w.objects.borrow().keys().map(|id| id.first).nth(1).unwrap();
-    w.objects.borrow_mut().retain(|id, _| id.first != second);
-    let bounds = Bounds { committed: None, low: NextOffset(0), high: w.high() };
-    let e = m.roller.assign(0, bounds, w.now).unwrap_err();
-    assert!(e.to_string().contains("gap in the chain"), "{e}");
-}
-
-#[test]
-fn records_wait_while_the_store_is_down_and_none_is_lost() {
-    let mut w = World::new(3, 10, true);
-    let down = Rc::new(Cell::new(true));
-    let plan = {
-        let down = down.clone();
-        move |_: &'static str| if down.get() { Fault::Refused } else { Fault::None }
-    };
-    let mut m = w.start(Box::new(plan));
-    w.obey(&mut m, || false, || false);
-    assert_eq!((m.position, m.roller.waiting()), (None, 1), "its position is not known yet");
-    m.roller.record(0, Offset(5), Ok(post(5)), w.now).unwrap();
-    assert!(m.roller.take_notices().iter().any(|n| matches!(n, Notice::StoreDown { .. })));
-    down.set(false);
-    m.roller.tick(w.now).unwrap();
-    assert_eq!(m.position, None, "not before its back-off has passed");
-    w.now += Duration::from_secs(1);
-    m.roller.tick(w.now).unwrap();
-    w.obey(&mut m, || false, || false);
-    assert_eq!(m.position, Some(LOW));
-    down.set(true);
-    w.deliver(&mut m, 7);
-    w.obey(&mut m, || false, || false);
-    assert_eq!((m.position, m.roller.waiting()), (None, 1));
-    down.set(false);
-    w.now += Duration::from_secs(1);
-    m.roller.tick(w.now).unwrap();
-    w.obey(&mut m, || false, || false);
-    assert_eq!(m.roller.waiting(), 0);
-    assert!(m.roller.take_notices().iter().any(|n| matches!(n, Notice::StoreUp { partition: 0 })));
-    w.heal();
-    w.judge("after an outage");
-}
-
-#[test]
-fn waits_double_up_to_their_bound() {
-    assert_eq!(back_off(1, 1.0), Duration::from_millis(200));
-    assert_eq!(back_off(2, 0.0), Duration::from_millis(200));
-    assert_eq!(back_off(4, 1.0), Duration::from_millis(1600));
-    assert_eq!(back_off(u32::MAX, 1.0), Duration::from_secs(30));
-}
+#[path = "simulation_cases.rs"]
+mod cases;

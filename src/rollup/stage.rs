@@ -10,13 +10,14 @@ use super::{
     decode::decode,
     part::SealRules,
     roller::{Bounds, Command, Notice, Outcome, RollError, Roller, Settings},
-    store::{PartStore, Parts, StoreError},
+    store::{PartId, PartStore, Parts, StoreError},
 };
 use crate::{
     config::Config,
     health::Health,
     record::{NextOffset, Offset},
     shutdown::Shutdown,
+    sink::parquet::Kind,
 };
 
 /// Name of this role in health and logs.
@@ -158,26 +159,40 @@ impl<P: Parts> Machine<P> {
         mut commit: impl FnMut(i32, NextOffset),
     ) -> Result<(), StageError> {
         let until = Instant::now() + self.drain;
-        for p in partitions {
-            while !self.roller.drain(*p, Instant::now())? {
-                if Instant::now() >= until {
-                    tracing::warn!(
-                        partition = p,
-                        "the store did not take the open part in time; its posts will be read again"
-                    );
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            for c in self.roller.take_commands() {
-                if let Command::Commit { partition, next } = c {
-                    commit(partition, next);
-                }
-            }
-            self.roller.give_up(*p);
-        }
+        self.roller.parts().end_by(Some(until));
+        let drained = partitions.iter().try_for_each(|p| self.drain(*p, until, &mut commit));
+        self.roller.parts().end_by(None);
+        drained?;
         self.tell();
         self.gauges(Instant::now());
+        Ok(())
+    }
+
+    /// One deadline for all partitions: a store that hangs for the first leaves nothing to the others.
+    fn drain(
+        &mut self,
+        p: i32,
+        until: Instant,
+        commit: &mut impl FnMut(i32, NextOffset),
+    ) -> Result<(), StageError> {
+        while Instant::now() < until {
+            if self.roller.drain(p, Instant::now())? {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if self.roller.open_parts().any(|part| part.partition() == p && !part.is_empty()) {
+            tracing::warn!(
+                partition = p,
+                "the store did not take the open part in time; its posts will be read again"
+            );
+        }
+        for c in self.roller.take_commands() {
+            if let Command::Commit { partition, next } = c {
+                commit(partition, next);
+            }
+        }
+        self.roller.give_up(p);
         Ok(())
     }
 
@@ -211,6 +226,12 @@ impl<P: Parts> Machine<P> {
                 Notice::Skipped { partition, offset, why } => {
                     metrics::counter!("sentistream_rollup_skipped_total").increment(1);
                     tracing::error!(partition, %offset, %why, "a record on the labelled topic is no labelled post; it is not counted");
+                }
+                Notice::NoParts { partition, at } => {
+                    let id = PartId { kind: Kind::Rollups, partition, first: at };
+                    let name = self.roller.parts().name(&id);
+                    let store = name.rsplit_once('/').map_or(&*name, |(folder, _)| folder);
+                    tracing::error!(partition, committed = %at, store, "the group has read this partition up to here, but the store has no part of it: were parts deleted, or does store.url name another store than before? Going on from here; earlier posts are in no part of this store");
                 }
                 Notice::Lost { partition, from, to } => {
                     let lost = u64::try_from(to.0 - from.0).unwrap_or(0);

@@ -8,7 +8,12 @@
 //! to its own, which fails if that exists: a kill at any moment leaves no half part under its name, and
 //! neither lists nor a glob `*.parquet` take a temporary for a part.
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -118,6 +123,8 @@ pub trait Parts {
     fn list(&self, kind: Kind, partition: i32) -> Result<Vec<NextOffset>, StoreError>;
     /// The part's name for messages.
     fn name(&self, id: &PartId) -> String;
+    /// Operations from now on end by then, with [`StoreError::Retry`]; `None`: no such bound.
+    fn end_by(&self, _deadline: Option<Instant>) {}
 }
 
 /// An object store with its address.
@@ -126,6 +133,7 @@ pub struct PartStore {
     url: String,
     runtime: tokio::runtime::Runtime,
     limit: Duration,
+    deadline: Mutex<Option<Instant>>,
 }
 
 impl PartStore {
@@ -163,7 +171,8 @@ impl PartStore {
                 object: url.to_owned(),
                 message: e.to_string(),
             })?;
-        Ok(Self { store, url: url.trim_end_matches('/').to_owned(), runtime, limit: Duration::from_secs(30) })
+        let url = url.trim_end_matches('/').to_owned();
+        Ok(Self { store, url, runtime, limit: Duration::from_secs(30), deadline: Mutex::default() })
     }
 
     /// Bound on one operation; default 30 s.
@@ -229,7 +238,10 @@ impl PartStore {
     ) -> Result<Result<T, Absent>, StoreError> {
         use object_store::Error as E;
         let object = self.full(path.as_ref());
-        let answer = self.runtime.block_on(async { tokio::time::timeout(self.limit, f).await });
+        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let limit = left.map_or(self.limit, |left| left.min(self.limit));
+        let answer = self.runtime.block_on(async { tokio::time::timeout(limit, f).await });
         match answer {
             Ok(Ok(v)) => Ok(Ok(v)),
             Ok(Err(E::NotFound { .. })) => Ok(Err(Absent::NotFound)),
@@ -242,7 +254,7 @@ impl PartStore {
             )) => Err(StoreError::Fatal { operation, object, message: e.to_string() }),
             Ok(Err(e)) => Err(StoreError::Retry { operation, object, message: chain_of(&e) }),
             Err(_) => {
-                let message = format!("no answer within {} s", self.limit.as_secs_f32());
+                let message = format!("no answer within {} s", limit.as_secs_f32());
                 Err(StoreError::Retry { operation, object, message })
             }
         }
@@ -341,6 +353,10 @@ impl Parts for PartStore {
 
     fn name(&self, id: &PartId) -> String {
         self.full(&id.key())
+    }
+
+    fn end_by(&self, deadline: Option<Instant>) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 }
 

@@ -80,9 +80,15 @@ fn concurrent_creators_have_one_winner() {
     }
 }
 
-/// A store that overwrites in spite of the condition, as some S3 look-alikes do.
+/// A store that overwrites in spite of the condition, as some S3 look-alikes do, or never answers a put.
 #[derive(Debug)]
-struct Careless(InMemory);
+struct Careless(InMemory, Answers);
+
+#[derive(Debug, PartialEq)]
+enum Answers {
+    Puts,
+    NoPut,
+}
 
 impl std::fmt::Display for Careless {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,6 +106,9 @@ impl ObjectStore for Careless {
         b: PutPayload,
         _: object_store::PutOptions,
     ) -> Result<object_store::PutResult> {
+        if self.1 == Answers::NoPut {
+            std::future::pending::<()>().await;
+        }
         self.0.put(p, b).await
     }
     async fn put_multipart_opts(
@@ -134,10 +143,23 @@ impl ObjectStore for Careless {
 
 #[test]
 fn a_store_that_overwrites_is_refused() {
-    let s = PartStore::from_store(Arc::new(Careless(InMemory::new())), "careless://x").unwrap();
+    let s =
+        PartStore::from_store(Arc::new(Careless(InMemory::new(), Answers::Puts)), "careless://x").unwrap();
     let e = s.probe().unwrap_err();
     assert!(!e.is_retry() && e.to_string().contains("careless://x/_sentistream/probe/"), "{e}");
     assert!(e.to_string().contains("If-None-Match"), "{e}");
+}
+
+#[test]
+fn a_store_that_hangs_is_waited_for_until_the_deadline_only() {
+    let s = PartStore::from_store(Arc::new(Careless(InMemory::new(), Answers::NoPut)), "hung://x").unwrap();
+    let start = Instant::now();
+    s.end_by(Some(start + Duration::from_millis(50)));
+    for _ in 0..3 {
+        let e = s.put(&id(0), rollup_part(3, 0, 10)).unwrap_err();
+        assert!(e.is_retry() && e.to_string().contains("no answer within"), "{e}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "not the 30 s of one operation");
 }
 
 #[test]

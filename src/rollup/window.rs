@@ -85,6 +85,8 @@ impl Sums {
 struct Names {
     index: HashMap<Arc<str>, u32, ahash::RandomState>,
     names: Vec<Arc<str>>,
+    /// Bytes of the names.
+    text: usize,
 }
 
 impl Names {
@@ -94,6 +96,7 @@ impl Names {
         }
         let id = u32::try_from(self.names.len()).expect("a part holds fewer than 2^32 names");
         let name: Arc<str> = name.into();
+        self.text += name.len();
         self.names.push(name.clone());
         self.index.insert(name, id);
         id
@@ -160,6 +163,13 @@ impl Deltas {
     /// Number of keys.
     pub fn len(&self) -> usize {
         self.sums.len()
+    }
+
+    /// Memory, estimated from above. Keys are as many as the feed likes: one a window and brand, and windows
+    /// as far apart as the posts say.
+    pub fn bytes(&self) -> usize {
+        // A hash table is up to twice its entries; a name has two pointers and its counts beside its text.
+        self.sums.len() * 2 * size_of::<(PackedKey, Sums)>() + self.names.names.len() * 96 + self.names.text
     }
 
     /// Whether nothing was counted.

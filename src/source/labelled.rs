@@ -7,7 +7,7 @@
 //! Revoke: runs inside `poll` on the poll thread, seals within the drain deadline, commits, unassigns.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -66,7 +66,7 @@ struct Context {
 struct Shared {
     machine: Machine,
     /// Assigned partitions whose bounds are not known yet.
-    new: Vec<i32>,
+    new: VecDeque<i32>,
     /// Partitions that wait for a seek to succeed, and where to.
     seeks: BTreeMap<i32, NextOffset>,
     /// An error inside a callback, for the poll loop.
@@ -96,7 +96,7 @@ impl Context {
         let mut shared = self.lock();
         for e in tpl.elements() {
             tracing::info!(topic = e.topic(), partition = e.partition(), "partition assigned");
-            shared.new.push(e.partition());
+            shared.new.push_back(e.partition());
         }
         Ok(())
     }
@@ -117,10 +117,17 @@ impl Context {
             }
         }
         drop(shared);
+        // Its next owner reports it.
+        partitions.iter().for_each(|p| self.lag(*p, 0));
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(tpl),
             _ => consumer.unassign(),
         }
+    }
+
+    fn lag(&self, partition: i32, records: i64) {
+        let labels = [("topic", self.topic.to_string()), ("partition", partition.to_string())];
+        metrics::gauge!("sentistream_lag", &labels).set(records as f64);
     }
 
     /// A commit that fails costs the next owner a look along the chain, nothing else.
@@ -138,9 +145,12 @@ impl Context {
 impl ClientContext for Context {
     fn stats(&self, s: Statistics) {
         let Some(topic) = s.topics.get(&*self.topic) else { return };
-        for (partition, p) in topic.partitions.iter().filter(|(id, p)| **id >= 0 && p.consumer_lag >= 0) {
-            let labels = [("topic", self.topic.to_string()), ("partition", partition.to_string())];
-            metrics::gauge!("sentistream_lag", &labels).set(p.consumer_lag as f64);
+        // The statistics keep partitions that were ours once.
+        let held = self.lock().machine.partitions();
+        for (partition, p) in
+            topic.partitions.iter().filter(|(id, p)| held.contains(id) && p.consumer_lag >= 0)
+        {
+            self.lag(*partition, p.consumer_lag);
         }
     }
 }
@@ -167,19 +177,21 @@ impl ConsumerContext for Context {
 /// Reads the labelled topic into the machine until shutdown or a fatal error.
 pub fn consume(kafka: &Kafka, machine: Machine, shutdown: &Shutdown) -> Result<(), StageError> {
     let topic: Arc<str> = kafka.labelled_topic.as_str().into();
-    let shared = Shared { machine, new: Vec::new(), seeks: BTreeMap::new(), failed: None };
+    let shared = Shared { machine, new: VecDeque::new(), seeks: BTreeMap::new(), failed: None };
     let context = Context { topic: topic.clone(), shared: Mutex::new(shared) };
     let consumer: BaseConsumer<Context> =
         client(kafka).create_with_context(context).map_err(kafka_error("create the rollup consumer"))?;
     consumer.subscribe(&[&topic]).map_err(kafka_error(format!("subscribe to {topic}")))?;
     let work = || -> Result<(), StageError> {
-        let mut next_tick = Instant::now();
+        let (mut next_tick, mut next_new) = (Instant::now(), Instant::now());
         while !shutdown.is_set() {
             poll(&consumer)?;
+            if Instant::now() >= next_new && !assign_one(&consumer)? {
+                next_new = Instant::now() + TICK;
+            }
             let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
-                bounds_of_new(&consumer)?;
                 consumer.context().lock().machine.tick()?;
             }
             obey(&consumer)?;
@@ -250,21 +262,21 @@ fn broker_error(context: &Context, e: KafkaError) -> Result<(), StageError> {
     }
 }
 
-/// Asks the broker for the bounds of newly assigned partitions; those it does not answer for stay new.
-fn bounds_of_new(consumer: &BaseConsumer<Context>) -> Result<(), StageError> {
+/// Asks the broker for the bounds of one newly assigned partition and hands it to the machine. One alone: broker
+/// and store may each take their whole limit, and the group waits for the next poll. `false`: no answer, the
+/// partition stays new.
+fn assign_one(consumer: &BaseConsumer<Context>) -> Result<bool, StageError> {
     let context = consumer.context();
-    let new = std::mem::take(&mut context.lock().new);
-    for (i, partition) in new.iter().enumerate() {
-        match bounds(consumer, *partition) {
-            Ok(bounds) => context.lock().machine.assign(*partition, bounds)?,
-            Err(e) => {
-                tracing::warn!(partition, error = %e, "cannot read the partition's offsets, trying again");
-                context.lock().new.extend(&new[i..]);
-                break;
-            }
+    let Some(partition) = context.lock().new.pop_front() else { return Ok(true) };
+    match bounds(consumer, partition) {
+        Ok(bounds) => context.lock().machine.assign(partition, bounds)?,
+        Err(e) => {
+            tracing::warn!(partition, error = %e, "cannot read the partition's offsets, trying again");
+            context.lock().new.push_back(partition);
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn bounds(consumer: &BaseConsumer<Context>, partition: i32) -> KafkaResult<Bounds> {
@@ -301,6 +313,7 @@ fn obey(consumer: &BaseConsumer<Context>) -> Result<(), StageError> {
             Command::Start { partition, at } => {
                 shared.seeks.insert(partition, at);
             }
+            Command::Bounds { partition } => shared.new.push_back(partition),
         }
     }
     if shared.seeks.is_empty() {

@@ -55,7 +55,9 @@ pub fn partitions(
 }
 
 /// Creates those of the three topics that are missing, with as many partitions as the posts topic has
-/// (or `default_partitions`), and the broker's default replication.
+/// (or `default_partitions`), and the broker's default replication. The labelled topic keeps the time of writing:
+/// labelled posts carry the time of their input, so that of a backlog older than the retention they could be deleted
+/// as soon as they are written, before the rollup has read them.
 pub async fn create_missing(
     kafka: &Kafka,
     default_partitions: usize,
@@ -71,8 +73,11 @@ pub async fn create_missing(
     let fail = |source| ProbeError::Broker { brokers: kafka.brokers.clone(), source };
     let admin: AdminClient<DefaultClientContext> = client::base(kafka, "admin").create().map_err(fail)?;
     let wanted = i32::try_from(wanted).unwrap_or(1);
-    let new: Vec<NewTopic<'_>> =
-        missing.iter().map(|n| NewTopic::new(n, wanted, TopicReplication::Fixed(-1))).collect();
+    let topic = |name| {
+        let new = NewTopic::new(name, wanted, TopicReplication::Fixed(-1));
+        if name == kafka.labelled_topic { new.set("message.timestamp.type", "LogAppendTime") } else { new }
+    };
+    let new: Vec<NewTopic<'_>> = missing.iter().map(|name| topic(name)).collect();
     let results = admin
         .create_topics(&new, &AdminOptions::new().operation_timeout(Some(timeout)))
         .await

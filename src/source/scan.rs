@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::{
-    ClientConfig, Message, Offset as KafkaOffset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    error::KafkaError,
+    ClientConfig, ClientContext, Message, Offset as KafkaOffset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
 };
 
 use super::client::{base, own};
@@ -21,6 +21,19 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(20);
 /// Without a record or the end of the partition for this long the scan gives up.
 const STALL: Duration = Duration::from_secs(60);
+
+/// The end of a partition is how a scan ends; the client's default logs it as an error.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, e: KafkaError, reason: &str) {
+        if e.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(error = %e, reason, "broker trouble");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 /// The labelled topic of a configuration, `read_committed`.
 pub struct LabelledTopic {
@@ -52,7 +65,7 @@ fn failed(topic: &str, what: &str, e: &dyn std::fmt::Display) -> StageError {
 }
 
 impl LabelledLog for LabelledTopic {
-    fn extents(&self) -> Result<Vec<Extent>, StageError> {
+    fn partitions(&self) -> Result<Vec<i32>, StageError> {
         let metadata = self
             .consumer
             .fetch_metadata(Some(&self.topic), ANSWER)
@@ -60,16 +73,17 @@ impl LabelledLog for LabelledTopic {
         let topic = metadata.topics().first().filter(|t| t.error().is_none() && !t.partitions().is_empty());
         let topic =
             topic.ok_or_else(|| failed(&self.topic, "find the topic", &"the broker does not know it"))?;
-        let mut extents = Vec::new();
-        for p in topic.partitions() {
-            let (low, high) = self
-                .consumer
-                .fetch_watermarks(&self.topic, p.id(), ANSWER)
-                .map_err(|e| failed(&self.topic, "fetch watermarks", &e))?;
-            extents.push(Extent { partition: p.id(), low: NextOffset(low), high: NextOffset(high) });
-        }
-        extents.sort_by_key(|e| e.partition);
-        Ok(extents)
+        let mut partitions: Vec<i32> = topic.partitions().iter().map(|p| p.id()).collect();
+        partitions.sort_unstable();
+        Ok(partitions)
+    }
+
+    fn extent(&self, partition: i32) -> Result<Extent, StageError> {
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(&self.topic, partition, ANSWER)
+            .map_err(|e| failed(&self.topic, "fetch watermarks", &e))?;
+        Ok(Extent { partition, low: NextOffset(low), high: NextOffset(high) })
     }
 
     fn scan(
@@ -79,7 +93,7 @@ impl LabelledLog for LabelledTopic {
         visit: &mut dyn FnMut(Offset, Option<&[u8]>),
     ) -> Result<(), StageError> {
         let fail = |e: KafkaError| failed(&self.topic, "scan", &e);
-        let consumer: BaseConsumer = self.config.create().map_err(fail)?;
+        let consumer: BaseConsumer<Quiet> = self.config.create_with_context(Quiet).map_err(fail)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.0)).map_err(fail)?;
         consumer.assign(&list).map_err(fail)?;
@@ -91,10 +105,7 @@ impl LabelledLog for LabelledTopic {
                     visit(Offset(m.offset()), m.payload());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => break Ok(()),
-                Some(Err(e))
-                    if e.rdkafka_error_code()
-                        .is_some_and(|c| c == rdkafka::error::RDKafkaErrorCode::AutoOffsetReset) =>
-                {
+                Some(Err(e)) if e.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
                     break Err(fail(e));
                 }
                 Some(Err(e)) => tracing::warn!(topic = self.topic, error = %e, "broker trouble"),
