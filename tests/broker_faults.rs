@@ -136,6 +136,27 @@ fn a_stop_is_obeyed_while_there_is_no_broker() {
     assert!(asked.elapsed() < Duration::from_secs(25), "took {:?}", asked.elapsed());
 }
 
+/// A topic that takes less than `message.max.bytes` refuses the same again for ever; each producer that follows
+/// sends less, in both modes.
+#[test]
+fn messages_refused_as_too_large_are_sent_smaller() {
+    use RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE;
+    for mode in [AtLeastOnce, ExactlyOnce] {
+        let (cluster, broker, mut s) = mocked("too-large", 0);
+        s.config.delivery.mode = mode;
+        let k = &s.config.kafka;
+        // Under the default limit, and over what is left of it after two refusals.
+        let long = format!("long {}", "x".repeat(300_000));
+        produce(&broker, &k.posts_topic, 1, [long]);
+        cluster.request_errors(RDKafkaApiKey::Produce, &[TOO_LARGE, TOO_LARGE]);
+        let stage = start(&s.config, Double::new(Duration::ZERO));
+        let seen = read(&broker, &[&k.dead_letter_topic], 1, LIMIT);
+        assert!(!stage.is_finished(), "the stage gave up");
+        assert_eq!(seen.len(), 1, "{mode:?}: a dead letter that fits");
+        stage.stop().unwrap();
+    }
+}
+
 /// The cluster inside the process has no transactions, but it can refuse any request.
 #[test]
 fn refused_requests_are_repeated_or_rewound_and_nothing_is_lost() {
