@@ -50,6 +50,10 @@ pub fn dead_letter(letter: &DeadLetter, group: &str) -> Vec<Header> {
     ]
 }
 
+/// Present on a dead letter whose key did not fit and was left out: its length in bytes. Such a letter also
+/// has [`CUT_FROM`], because it is not the whole record.
+pub const KEY_CUT_FROM: &str = "sentistream.cut.key.from.bytes";
+
 /// What the headers of a dead letter say, as `dead-letters list` and `requeue` need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterInfo {
@@ -122,7 +126,7 @@ pub fn parse_dead_letter<'a>(
 
 /// True for a header that [`dead_letter`] writes and a requeued record must not carry.
 pub fn is_dead_letter_header(name: &str) -> bool {
-    name.starts_with("__connect.errors.") || name == CUT_FROM
+    name.starts_with("__connect.errors.") || name == CUT_FROM || name == KEY_CUT_FROM
 }
 
 /// The stage of a dead letter's header.

@@ -8,7 +8,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -61,7 +64,11 @@ pub trait Output {
     fn begin(&mut self) -> Result<(), Fault>;
     /// Adds the labelled record or the dead letter to it.
     fn send(&mut self, item: &Settled) -> Result<(), Fault>;
-    /// Adds the offsets to it.
+    /// Keeps the consumer's membership of its group as it is now, for all the [`Output::send_offsets`] of this
+    /// cut. Called before the epochs are judged: a membership of later would vouch for partitions that were
+    /// lost in between, and the broker could not tell.
+    fn hold_group(&mut self) -> Result<(), Fault>;
+    /// Adds the offsets to it, as the member of the group that was held.
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault>;
     /// Commits it.
     fn commit(&mut self) -> Result<(), Fault>;
@@ -80,6 +87,10 @@ impl<O: Output + ?Sized> Output for Box<O> {
 
     fn send(&mut self, item: &Settled) -> Result<(), Fault> {
         (**self).send(item)
+    }
+
+    fn hold_group(&mut self) -> Result<(), Fault> {
+        (**self).hold_group()
     }
 
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
@@ -142,6 +153,18 @@ pub enum Stop {
         /// What was expected or later.
         next: NextOffset,
     },
+    /// A bug: a record of no known epoch. Passing over it would lose it with the next commit.
+    #[error(
+        "{partition}: offset {offset} came in window {window}, which was announced without its partition"
+    )]
+    Unannounced {
+        /// Where.
+        partition: TopicPartition,
+        /// What came.
+        offset: Offset,
+        /// Number of the window.
+        window: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -166,20 +189,28 @@ pub struct Settler<O> {
     policy: Policy,
     open: Option<Open>,
     aborts: u32,
+    over: Arc<AtomicBool>,
 }
 
 impl<O: Output> Settler<O> {
-    /// A settler without an open transaction.
-    pub fn new(output: O, assignments: Arc<Assignments>, policy: Policy) -> Self {
-        Self { output, assignments, policy, open: None, aborts: 0 }
+    /// A settler without an open transaction. Once `over` is set, when the source has ended and holds no
+    /// partition, nothing is repeated any more: what is undecided is left to the next producer of the name.
+    pub fn new(output: O, assignments: Arc<Assignments>, policy: Policy, over: Arc<AtomicBool>) -> Self {
+        Self { output, assignments, policy, open: None, aborts: 0, over }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// Takes the next window. Records of partitions that were revoked or rewound since are dropped.
     pub fn settle(&mut self, window: &SettledWindow, stamps: &Stamps, now: Instant) -> Result<(), Stop> {
         for item in &window.items {
             let position = &item.record().position;
-            // A window without a stamp for one of its records cannot be judged, so it is not delivered.
-            let Some(&epoch) = stamps.get(&position.partition) else { continue };
+            let Some(&epoch) = stamps.get(&position.partition) else {
+                let (partition, offset) = (position.partition.clone(), position.offset);
+                return Err(Stop::Unannounced { partition, offset, window: window.seq });
+            };
             if !self.assignments.may_deliver(&position.partition, epoch) {
                 continue;
             }
@@ -235,13 +266,17 @@ impl<O: Output> Settler<O> {
     /// Commits the open transaction, if there is one. One that holds work of a partition that is not ours
     /// any more is aborted instead.
     pub fn cut(&mut self) -> Result<(), Stop> {
+        if self.open.is_none() {
+            return Ok(());
+        }
+        let held = self.output.hold_group();
         let Some(open) = &self.open else { return Ok(()) };
         if open.next.iter().any(|(p, (epoch, _))| !self.assignments.may_deliver(p, *epoch)) {
             return self.give_up("a partition was revoked before its work was committed");
         }
         let next: NextOffsets = open.next.iter().map(|(p, (_, next))| (p.clone(), *next)).collect();
-        let committed = self
-            .retry(Class::Abortable, |o| o.send_offsets(&next))
+        let committed = held
+            .and_then(|()| self.retry(Class::Abortable, |o| o.send_offsets(&next)))
             .and_then(|()| self.retry(Class::Unknown, O::commit));
         match committed {
             Ok(()) => {
@@ -261,7 +296,7 @@ impl<O: Output> Settler<O> {
         let mut attempt = 1;
         loop {
             match step(&mut self.output) {
-                Err(f) if f.class == Class::Retry && attempt < self.policy.attempts => {
+                Err(f) if f.class == Class::Retry && attempt < self.policy.attempts && !self.is_over() => {
                     tracing::debug!(attempt, fault = %f, "trying again");
                     self.output.wait(attempt);
                     attempt += 1;
@@ -285,6 +320,9 @@ impl<O: Output> Settler<O> {
         self.aborts += 1;
         tracing::warn!(%fault, in_a_row = self.aborts, "transaction lost; reading on from the committed offsets");
         self.void(fault.class)?;
+        if self.is_over() {
+            return Ok(());
+        }
         if self.aborts >= self.policy.max_aborts {
             return Err(Stop::NoProgress { aborts: self.aborts, last: fault });
         }
@@ -301,6 +339,12 @@ impl<O: Output> Settler<O> {
                 metrics::counter!("sentistream_transactions_total", "outcome" => "aborted").increment(1)
             }
             Some(Err(fault)) if fault.class == Class::Fatal => return Err(Stop::Fatal(fault)),
+            // Nobody will begin again here; a reset would only hold up the end.
+            _ if self.is_over() => {
+                tracing::warn!(
+                    "a transaction is left open at the end; the next producer or its timeout aborts it"
+                );
+            }
             _ => {
                 self.retry(Class::Fatal, O::reset).map_err(Stop::Fatal)?;
                 metrics::counter!("sentistream_transactions_total", "outcome" => "reset").increment(1);

@@ -57,8 +57,12 @@ pub enum StageError {
     Thread(&'static str),
 }
 
-/// Tries to start a producer, and of one retriable step.
+/// Tries of one retriable step.
 const ATTEMPTS: u32 = 8;
+/// Tries to start the first producer: some minutes, in which a broker comes up.
+const START_ATTEMPTS: u32 = 24;
+/// From the windower's end until the poll thread says why.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// Transactions lost in a row before the stage stops: about half a minute with back-off.
 const MAX_ABORTS: u32 = 12;
 const IDLE: Duration = Duration::from_millis(200);
@@ -88,14 +92,22 @@ pub fn run_with(
     let source = PostsSource::subscribe(config, assignments.clone(), queue.clone(), health.clone())?;
     let mut output = output(source.consumer());
     // Before the first poll, so that what a crashed predecessor left open is settled when offsets are fetched.
-    start(&mut *output)?;
+    let started = start(&mut *output, shutdown);
+    if !matches!(started, Ok(true)) {
+        // The consumer's last callback asks for a drain, and there is nobody to answer it.
+        queue.close();
+        let why = started.as_ref().err().map_or_else(|| "shutting down".to_owned(), ToString::to_string);
+        health.not_ready(ROLE, why);
+        return started.map(|_| ());
+    }
     let policy = Policy {
         interval: Duration::from_millis(config.delivery.commit_interval_ms),
         max_records: config.delivery.commit_max_records,
         attempts: ATTEMPTS,
         max_aborts: MAX_ABORTS,
     };
-    let settler = Settler::new(output, assignments.clone(), policy);
+    let over = Arc::new(AtomicBool::new(false));
+    let settler = Settler::new(output, assignments.clone(), policy, over.clone());
     let (notes_tx, notes) = unbounded();
     let linger = Duration::from_millis(config.batch.linger_ms);
     let windower = Windower::new(queue.clone(), assignments, notes_tx, config.batch.window_rows, linger);
@@ -105,6 +117,7 @@ pub fn run_with(
     let (ended_tx, ended) = crossbeam_channel::bounded(1);
     let poller = spawn("posts-poll", move || {
         let outcome = source.run(&shutdown, &stop_too);
+        over.store(true, Ordering::Release);
         // The loop may have ended by its own error, with nobody listening.
         let _ = ended_tx.send(outcome);
     })?;
@@ -139,16 +152,22 @@ fn spawn(
     thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|_| StageError::Thread(name))
 }
 
-fn start(output: &mut dyn Output) -> Result<(), StageError> {
+/// False when `shutdown` came first.
+fn start(output: &mut dyn Output, shutdown: &Shutdown) -> Result<bool, StageError> {
     let mut attempt = 1;
     loop {
+        if shutdown.is_set() {
+            return Ok(false);
+        }
         match output.reset() {
-            Err(f) if f.class == Class::Retry && attempt < ATTEMPTS => {
+            // No back-off once the end is asked for.
+            Err(f) if f.class == Class::Retry && shutdown.is_set() => return Ok(false),
+            Err(f) if f.class == Class::Retry && attempt < START_ATTEMPTS => {
                 tracing::warn!(fault = %f, attempt, "the producer cannot be started yet");
                 output.wait(attempt);
                 attempt += 1;
             }
-            other => return other.map_err(StageError::Start),
+            other => return other.map(|()| true).map_err(StageError::Start),
         }
     }
 }
@@ -179,11 +198,13 @@ impl Loop {
                 recv(self.ended) -> end => return self.finish(end.map_err(|_| StageError::Thread("posts-poll"))?),
                 recv(self.notes) -> n => match n {
                     Ok(n) => note(n, &mut stamps, &mut drains),
-                    // The windower went first, so the poll thread is about to say why.
-                    Err(_) => {
-                        let end = self.ended.recv().map_err(|_| StageError::Thread("posts-poll"))?;
-                        return self.finish(end);
-                    }
+                    // The windower went first. Either the source has ended and is about to say why, or the
+                    // classifier takes no more windows, and the source would read on for ever.
+                    Err(_) => return match self.ended.recv_timeout(LAST_WORD) {
+                        Ok(end) => self.finish(end),
+                        Err(RecvTimeoutError::Disconnected) => Err(StageError::Thread("posts-poll")),
+                        Err(RecvTimeoutError::Timeout) => Err(StageError::Classifier),
+                    },
                 },
                 recv(self.results) -> window => {
                     let window = window.map_err(|_| StageError::Classifier)?;

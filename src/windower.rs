@@ -1,4 +1,5 @@
-//! Cuts the queue into windows: what is waiting, at most `window_rows`, at most `linger_ms` after the first.
+//! Cuts the queue into windows: what is waiting, at most `window_rows`, at most some bytes, at most `linger_ms`
+//! after the first.
 
 use std::{
     sync::Arc,
@@ -11,7 +12,7 @@ use crate::{
     assignment::Assignments,
     record::RawRecord,
     settle::Stamps,
-    source::queue::{Drain, Popped, Queue, Stamped},
+    source::queue::{Drain, Popped, Queue, Stamped, bytes_of},
     window::Window,
 };
 
@@ -34,6 +35,10 @@ pub enum Note {
     },
 }
 
+/// Bytes of keys and values in a window, unless one record has more: posts of a megabyte each must not make
+/// the windows in flight a multiple of the queue.
+const WINDOW_BYTES: usize = 16 << 20;
+
 /// See the module.
 pub struct Windower {
     queue: Arc<Queue>,
@@ -43,6 +48,7 @@ pub struct Windower {
     linger: Duration,
     next_seq: u64,
     records: Vec<RawRecord>,
+    bytes: usize,
     stamps: Stamps,
 }
 
@@ -66,6 +72,7 @@ impl Windower {
             linger,
             next_seq: 0,
             records: Vec::new(),
+            bytes: 0,
             stamps: Stamps::new(),
         }
     }
@@ -79,8 +86,9 @@ impl Windower {
     fn step(&mut self, submit: &impl Fn(Window) -> bool) -> Result<(), Ended> {
         let mut popped = Vec::new();
         let mut deadline = None;
-        while self.records.len() < self.rows {
-            match self.queue.pop(&mut popped, self.rows - self.records.len(), deadline) {
+        while self.records.len() < self.rows && self.bytes < WINDOW_BYTES {
+            let (rows, bytes) = (self.rows - self.records.len(), WINDOW_BYTES - self.bytes);
+            match self.queue.pop(&mut popped, rows, bytes, deadline) {
                 Popped::Records => {
                     for item in popped.drain(..) {
                         self.take(item, submit)?;
@@ -113,6 +121,7 @@ impl Windower {
         if !self.stamps.contains_key(&item.record.position.partition) {
             self.stamps.insert(item.record.position.partition.clone(), item.epoch);
         }
+        self.bytes += bytes_of(&item.record);
         self.records.push(item.record);
         Ok(())
     }
@@ -121,6 +130,7 @@ impl Windower {
         if self.records.is_empty() {
             return Ok(());
         }
+        self.bytes = 0;
         let seq = self.next_seq;
         self.next_seq += 1;
         let (records, stamps) = (std::mem::take(&mut self.records), std::mem::take(&mut self.stamps));

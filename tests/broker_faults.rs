@@ -3,19 +3,22 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rdkafka::{mocking::MockCluster, types::RDKafkaApiKey, types::RDKafkaRespErr};
+use rdkafka::{
+    mocking::MockCluster, producer::DefaultProducerContext, types::RDKafkaApiKey, types::RDKafkaRespErr,
+};
 use sentistream::{
     config::DeliveryMode::{AtLeastOnce, ExactlyOnce},
     settle::{Class, Fault, NextOffsets, Output},
+    stage::StageError,
     window::Settled,
 };
 use support::{
     assert_each_once,
     broker::Broker,
     census, committed, produce, read,
-    stage::{Double, setup, start, start_with},
+    stage::{Double, Setup, setup, start, start_with},
     until,
 };
 
@@ -43,6 +46,10 @@ impl Output for Flaky {
             return Err(fault("send", Class::Abortable));
         }
         self.inner.send(item)
+    }
+
+    fn hold_group(&mut self) -> Result<(), Fault> {
+        self.inner.hold_group()
     }
 
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
@@ -94,17 +101,67 @@ fn aborted_and_undecided_transactions_leave_no_gap_and_no_double() {
     assert_each_once(&broker, &s.config.kafka.posts_topic, &s.outputs(), |_| false);
 }
 
-/// The cluster inside the process has no transactions, but it can refuse any request.
-#[test]
-fn refused_requests_are_repeated_or_rewound_and_nothing_is_lost() {
+/// A cluster inside the process with the topics of a test and some posts.
+fn mocked(name: &str, posts: usize) -> (MockCluster<'static, DefaultProducerContext>, Broker, Setup) {
     let cluster = MockCluster::new(1).unwrap();
     let broker = Broker::at(cluster.bootstrap_servers());
-    let s = support::stage::names(&broker, "refused", 2, AtLeastOnce);
+    let s = support::stage::names(&broker, name, 2, AtLeastOnce);
     let k = &s.config.kafka;
     for (topic, n) in [(&k.posts_topic, 2), (&k.labelled_topic, 2), (&k.dead_letter_topic, 1)] {
         cluster.create_topic(topic, n, 1).unwrap();
     }
-    produce(&broker, &k.posts_topic, 2, (0..1000).map(|i| format!("post {i}")));
+    produce(&broker, &k.posts_topic, 2, (0..posts).map(|i| format!("post {i}")));
+    (cluster, broker, s)
+}
+
+/// Otherwise the source would go on reading, the group would keep its member, and nothing would be labelled.
+#[test]
+fn a_classifier_that_dies_ends_the_stage() {
+    for connected in [true, false] {
+        let (_cluster, _broker, s) = mocked("dead-classifier", 10);
+        let stage = start(&s.config, Double::dead(connected));
+        let outcome = stage.join();
+        assert!(matches!(outcome, Err(StageError::Classifier)), "connected {connected}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_stop_is_obeyed_while_there_is_no_broker() {
+    // Nothing listens at port 1.
+    let broker = Broker::at("127.0.0.1:1".into());
+    let s = support::stage::names(&broker, "no-broker", 1, ExactlyOnce);
+    let stage = start(&s.config, Double::new(Duration::ZERO));
+    let asked = Instant::now();
+    stage.stop().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(25), "took {:?}", asked.elapsed());
+}
+
+/// A topic that takes less than `message.max.bytes` refuses the same again for ever; each producer that follows
+/// sends less, in both modes.
+#[test]
+fn messages_refused_as_too_large_are_sent_smaller() {
+    use RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE;
+    for mode in [AtLeastOnce, ExactlyOnce] {
+        let (cluster, broker, mut s) = mocked("too-large", 0);
+        s.config.delivery.mode = mode;
+        let k = &s.config.kafka;
+        // Under the default limit, and over what is left of it after two refusals.
+        let long = format!("long {}", "x".repeat(300_000));
+        produce(&broker, &k.posts_topic, 1, [long]);
+        cluster.request_errors(RDKafkaApiKey::Produce, &[TOO_LARGE, TOO_LARGE]);
+        let stage = start(&s.config, Double::new(Duration::ZERO));
+        let seen = read(&broker, &[&k.dead_letter_topic], 1, LIMIT);
+        assert!(!stage.is_finished(), "the stage gave up");
+        assert_eq!(seen.len(), 1, "{mode:?}: a dead letter that fits");
+        stage.stop().unwrap();
+    }
+}
+
+/// The cluster inside the process has no transactions, but it can refuse any request.
+#[test]
+fn refused_requests_are_repeated_or_rewound_and_nothing_is_lost() {
+    let (cluster, broker, s) = mocked("refused", 1000);
+    let k = &s.config.kafka;
     use RDKafkaRespErr::{
         RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE,
         RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION as NOT_LEADER,

@@ -165,9 +165,7 @@ fn requeue(filter: &Filter, dry: bool) -> anyhow::Result<Outcome> {
         println!("{before} had been requeued before");
     }
     if cut > 0 {
-        println!(
-            "{cut} cannot be: their values were cut to fit; read the originals at their source positions"
-        );
+        println!("{cut} cannot be: they were cut to fit; read the originals at their source positions");
     }
     Ok(Outcome::Done)
 }

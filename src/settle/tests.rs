@@ -37,6 +37,8 @@ struct Broker {
     sent: Vec<(i32, i64)>,
     offsets: NextOffsets,
     undecided: bool,
+    /// Goes up with every rebalance; a commit of an earlier generation is refused.
+    generation: u32,
 }
 
 impl Broker {
@@ -52,6 +54,20 @@ impl Broker {
         self.sent.clear();
         self.offsets.clear();
         self.open = false;
+    }
+
+    /// Another member gets `partition` and delivers up to two records. It waits for offsets that are pending
+    /// in a transaction, as every reader of committed offsets does.
+    fn rebalance(&mut self, partition: i32) -> bool {
+        if !self.offsets.is_empty() || self.undecided {
+            return false;
+        }
+        self.generation += 1;
+        let from = self.committed.get(&partition).copied().unwrap_or(0);
+        let to = RECORDS.min(from + 2);
+        self.visible.extend((from..to).filter(|o| !skipped(*o)).map(|o| (partition, o)));
+        self.committed.insert(partition, to);
+        true
     }
 
     fn check(&self) {
@@ -78,15 +94,24 @@ enum Script {
     /// The call never arrived, nor an answer.
     UnknownLost,
     Fenced,
+    /// The call may be made again, and meanwhile this partition has gone to another member.
+    Moved(i32),
 }
 
-#[derive(Clone)]
 struct Fake {
+    assignments: Arc<Assignments>,
+    held: Option<u32>,
     broker: Rc<RefCell<Broker>>,
     script: Rc<RefCell<VecDeque<Script>>>,
 }
 
 impl Fake {
+    fn rebalance(&self, broker: &mut Broker, n: i32) {
+        if broker.rebalance(n) {
+            self.assignments.remove([&p(n)]);
+        }
+    }
+
     fn step(&self, step: &'static str, apply: impl Fn(&mut Broker)) -> Result<(), Fault> {
         let mut broker = self.broker.borrow_mut();
         assert!(!broker.undecided || step == "reset", "{step} on a producer whose commit is undecided");
@@ -97,6 +122,10 @@ impl Fake {
                 return Ok(());
             }
             Script::Retry => Class::Retry,
+            Script::Moved(n) => {
+                self.rebalance(&mut broker, n);
+                Class::Retry
+            }
             Script::Abort => Class::Abortable,
             Script::Fenced => Class::Fatal,
             Script::UnknownDone | Script::UnknownLost => {
@@ -127,7 +156,26 @@ impl Output for Fake {
         })
     }
 
+    fn hold_group(&mut self) -> Result<(), Fault> {
+        let mut broker = self.broker.borrow_mut();
+        let script = self.script.borrow_mut().pop_front();
+        match script {
+            Some(Script::Moved(n)) => self.rebalance(&mut broker, n),
+            Some(Script::Abort) => {
+                let message = "no membership".to_owned();
+                return Err(Fault { step: "hold_group", class: Class::Abortable, message });
+            }
+            _ => {}
+        }
+        self.held = Some(broker.generation);
+        Ok(())
+    }
+
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
+        if self.held != Some(self.broker.borrow().generation) {
+            let message = "illegal generation".to_owned();
+            return Err(Fault { step: "send_offsets", class: Class::Abortable, message });
+        }
         self.step("send_offsets", |b| {
             assert!(b.open);
             b.offsets.clone_from(next);
@@ -176,8 +224,13 @@ impl Stage1 {
         // What a new producer of the same name does first.
         broker.borrow_mut().discard();
         broker.borrow_mut().undecided = false;
-        let fake = Fake { broker: broker.clone(), script: script.clone() };
-        let settler = Settler::new(fake, assignments.clone(), POLICY);
+        let fake = Fake {
+            assignments: assignments.clone(),
+            held: None,
+            broker: broker.clone(),
+            script: script.clone(),
+        };
+        let settler = Settler::new(fake, assignments.clone(), POLICY, Arc::default());
         let mut s = Self {
             broker,
             script,
@@ -308,6 +361,7 @@ fn script() -> impl Strategy<Value = Script> {
         2 => Just(Script::UnknownDone),
         2 => Just(Script::UnknownLost),
         1 => Just(Script::Fenced),
+        3 => (0..PARTITIONS).prop_map(Script::Moved),
     ]
 }
 
@@ -351,6 +405,45 @@ fn a_retriable_step_is_repeated_within_its_bound() {
     s.settle().unwrap();
     s.settler.cut().unwrap();
     assert_eq!(s.committed(0), Some(1));
+}
+
+/// A membership fetched anew for the second try would be of the generation after the loss, and both members
+/// would have delivered the record.
+#[test]
+fn a_partition_lost_between_the_check_and_the_second_try_is_not_committed() {
+    use Script::{Moved, Ok as Fine};
+    for moved in [vec![Fine, Fine, Fine, Fine, Moved(0)], vec![Fine, Fine, Fine, Moved(0)]] {
+        let mut s = stage_with(&[vec![Fine], moved].concat());
+        s.poll(1);
+        s.settle().unwrap();
+        s.settler.cut().unwrap();
+        s.broker.borrow().check();
+        assert_eq!((s.committed(0), s.committed(1)), (Some(2), None));
+    }
+}
+
+#[test]
+fn a_record_of_an_unannounced_partition_is_no_silent_loss() {
+    let mut s = stage_with(&[]);
+    s.poll(1);
+    s.flight[0].1.remove(&p(1));
+    assert!(matches!(s.settle(), Err(Stop::Unannounced { offset: Offset(0), window: 0, .. })));
+    assert_eq!(s.committed(0), None);
+}
+
+/// At the end of the process one try of each step is all that the broker gets.
+#[test]
+fn nothing_is_repeated_once_the_source_is_over() {
+    let mut s = stage_with(&[Script::Ok; 4]);
+    s.poll(1);
+    s.settle().unwrap();
+    (0..PARTITIONS).for_each(|n| s.assignments.remove([&p(n)]));
+    s.settler.over.store(true, Ordering::Release);
+    // The membership, one abort, and nothing else: no second abort, no reset.
+    *s.script.borrow_mut() = [Script::Ok, Script::Retry, Script::Fenced].into();
+    s.settler.cut().unwrap();
+    assert_eq!(*s.script.borrow(), [Script::Fenced]);
+    assert_eq!(s.committed(0), None);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     ClientConfig, Offset as KafkaOffset, TopicPartitionList,
-    consumer::{CommitMode, Consumer},
+    consumer::{CommitMode, Consumer, ConsumerGroupMetadata},
     error::{KafkaError, RDKafkaErrorCode as Code},
     producer::Producer,
 };
@@ -23,8 +23,11 @@ use crate::{
     window::Settled,
 };
 
-/// Headers and JSON around a post take this much at most; a dead letter is its record and some headers.
-const ENVELOPE_BYTES: usize = 65_536;
+/// Largest message where the user has not set `message.max.bytes`: under what brokers take by default
+/// (1 048 588 bytes with their framing).
+const MAX_BYTES: usize = 1_000_000;
+/// A topic that refuses messages of this size is not made for posts.
+const MIN_BYTES: usize = 16_384;
 
 /// What both outputs share: a producer, the topics, and the consumer whose offsets are committed.
 struct Link {
@@ -42,9 +45,8 @@ struct Link {
 impl Link {
     fn new(config: &Config, consumer: Arc<PostsConsumer>) -> Self {
         let mut settings = base(&config.kafka, "labelled");
-        let max_bytes = config.decode.limits.max_record_bytes.saturating_add(ENVELOPE_BYTES).max(1_000_000);
-        producer::settings(&mut settings, max_bytes);
-        let max_bytes = settings.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(max_bytes);
+        producer::settings(&mut settings, MAX_BYTES);
+        let max_bytes = settings.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(MAX_BYTES);
         Self {
             sender: None,
             settings,
@@ -73,6 +75,27 @@ impl Link {
         let topic = if out.dead { self.dead_letter_topic.clone() } else { self.labelled_topic.clone() };
         let patience = self.patience;
         self.sender("produce")?.send(&topic, &out, patience).map_err(|e| fault("produce", &e))
+    }
+
+    /// A topic may take less than we send (`max.message.bytes`), and would refuse the same again for ever. So
+    /// after such a refusal the next producer sends half as much at most, in a message and in a batch: what is
+    /// larger becomes a dead letter that is cut. The fault asks for that producer.
+    fn shrink(&mut self) -> Result<(), Fault> {
+        let refused = self.sender.as_ref().is_some_and(Sender::refused_as_too_large);
+        if !refused || self.max_bytes / 2 < MIN_BYTES {
+            return Ok(());
+        }
+        let before = self.max_bytes;
+        self.max_bytes /= 2;
+        self.settings.set("message.max.bytes", self.max_bytes.to_string());
+        tracing::warn!(
+            before,
+            now = self.max_bytes,
+            "a topic takes smaller messages than message.max.bytes: larger posts become dead letters; \
+             raise max.message.bytes of the labelled and dead-letter topics"
+        );
+        let message = "a message was refused as too large".to_owned();
+        Err(Fault { step: "abort", class: Class::Unknown, message })
     }
 
     /// Every message has its report, and none failed.
@@ -116,6 +139,10 @@ pub fn transactional_id(config: &Config) -> String {
 pub struct Transactional {
     link: Link,
     begun: bool,
+    /// A producer whose start has taken too long for one call: the next goes on with it.
+    starting: Option<Sender>,
+    /// Held by [`Output::hold_group`].
+    member: Option<ConsumerGroupMetadata>,
 }
 
 impl Transactional {
@@ -125,7 +152,7 @@ impl Transactional {
         let mut link = Link::new(config, consumer);
         own(&mut link.settings, "transactional.id", transactional_id(config));
         own(&mut link.settings, "transaction.timeout.ms", config.delivery.transaction_timeout_ms.to_string());
-        Self { link, begun: false }
+        Self { link, begun: false, starting: None, member: None }
     }
 }
 
@@ -140,15 +167,31 @@ impl Output for Transactional {
         self.link.send(item)
     }
 
+    fn hold_group(&mut self) -> Result<(), Fault> {
+        let step = "hold the group";
+        self.member = self.link.consumer.group_metadata();
+        if self.member.is_none() {
+            let message = "the consumer has no group".to_owned();
+            return Err(Fault { step, class: Class::Fatal, message });
+        }
+        // A client that was thrown out is no member any more and says so before its revoke callback has run;
+        // the broker takes offsets of no member at all without a look at the generation.
+        if self.link.consumer.assignment_lost() {
+            let message = "the group has taken the partitions away".to_owned();
+            return Err(Fault { step, class: Class::Abortable, message });
+        }
+        Ok(())
+    }
+
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
         let step = "send offsets";
         let list = offsets(next).map_err(|e| fault(step, &e))?;
-        let Some(group) = self.link.consumer.group_metadata() else {
-            let message = "the consumer has no group".to_owned();
-            return Err(Fault { step, class: Class::Fatal, message });
+        let Some(member) = &self.member else {
+            let message = "no membership of the group is held".to_owned();
+            return Err(Fault { step, class: Class::Abortable, message });
         };
         let sender = self.link.sender(step)?;
-        sender.client().send_offsets_to_transaction(&list, &group, CALL).map_err(|e| fault(step, &e))
+        sender.client().send_offsets_to_transaction(&list, member, CALL).map_err(|e| fault(step, &e))
     }
 
     fn commit(&mut self) -> Result<(), Fault> {
@@ -163,17 +206,27 @@ impl Output for Transactional {
             self.link.sender("abort")?.abort().map_err(|e| fault("abort", &e))?;
             self.begun = false;
         }
-        Ok(())
+        self.link.shrink()
     }
 
     fn reset(&mut self) -> Result<(), Fault> {
         self.begun = false;
         self.link.sender = None;
-        let sender = Sender::new(&self.link.settings)
-            .map_err(|e| Fault { class: Class::Fatal, ..fault("create", &e) })?;
-        sender.client().init_transactions(3 * CALL).map_err(|e| fault("init transactions", &e))?;
-        self.link.sender = Some(sender);
-        Ok(())
+        let sender = match self.starting.take() {
+            Some(sender) => sender,
+            None => Sender::new(&self.link.settings)
+                .map_err(|e| Fault { class: Class::Fatal, ..fault("create", &e) })?,
+        };
+        match sender.client().init_transactions(CALL).map_err(|e| fault("init transactions", &e)) {
+            Ok(()) => {
+                self.link.sender = Some(sender);
+                Ok(())
+            }
+            Err(fault) => {
+                self.starting = Some(sender).filter(|_| fault.class == Class::Retry);
+                Err(fault)
+            }
+        }
     }
 
     fn wait(&mut self, attempt: u32) {
@@ -207,6 +260,11 @@ impl Output for AtLeastOnce {
         self.link.send(item)
     }
 
+    fn hold_group(&mut self) -> Result<(), Fault> {
+        // The commit is the consumer's own; that it can come twice is in the mode's name.
+        Ok(())
+    }
+
     fn send_offsets(&mut self, next: &NextOffsets) -> Result<(), Fault> {
         self.next.clone_from(next);
         Ok(())
@@ -227,7 +285,7 @@ impl Output for AtLeastOnce {
         let sender = self.link.sender("abort")?;
         sender.settle(patience);
         sender.failure();
-        Ok(())
+        self.link.shrink()
     }
 
     fn reset(&mut self) -> Result<(), Fault> {

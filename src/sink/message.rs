@@ -7,9 +7,12 @@
 use bytes::Bytes;
 
 use crate::{
-    headers::{self, CUT_FROM, Header},
+    headers::{self, CUT_FROM, Header, KEY_CUT_FROM},
     record::{DeadLetter, Labelled, RawRecord, Stage, Timestamp},
 };
+
+/// Kept free for headers and framing beside the key and value of a dead letter.
+const HEADER_ROOM: usize = 4096;
 
 /// What is produced.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,16 +63,24 @@ impl Outgoing {
         }
     }
 
-    /// The dead letter, its value cut where it would be larger than `max_bytes`.
+    /// The dead letter, its value cut where it would be larger than `max_bytes`, and without its key where that
+    /// alone would be.
     pub fn dead(letter: &DeadLetter, group: &str, max_bytes: usize) -> Self {
         let headers = headers::dead_letter(letter, group);
         let RawRecord { key, payload, timestamp, .. } = letter.record.clone();
-        let mut out = Self { dead: true, key, value: payload, headers, timestamp };
-        if let Some(value) = out.value.take_if(|v| v.len() + 4096 > max_bytes) {
-            let kept = max_bytes.saturating_sub(4096).min(value.len());
-            out.headers.push((CUT_FROM, value.len().to_string().into_bytes()));
-            out.value = Some(value.slice(..kept));
+        let mut out = Self { dead: true, key, value: None, headers, timestamp };
+        // Headers may be larger than the room for them: nothing bounds the message.
+        let fixed = HEADER_ROOM.max(out.size() - out.key.as_ref().map_or(0, Bytes::len) + 128);
+        let keyless = out.key.take_if(|k| k.len() + fixed > max_bytes);
+        let room = max_bytes.saturating_sub(fixed + out.key.as_ref().map_or(0, Bytes::len));
+        let len = payload.as_ref().map_or(0, Bytes::len);
+        if let Some(key) = &keyless {
+            out.headers.push((KEY_CUT_FROM, key.len().to_string().into_bytes()));
         }
+        if keyless.is_some() || len > room {
+            out.headers.push((CUT_FROM, len.to_string().into_bytes()));
+        }
+        out.value = payload.map(|v| v.slice(..len.min(room)));
         out
     }
 }
@@ -128,7 +139,25 @@ mod tests {
         assert!(out.dead && out.size() <= 8_000, "{}", out.size());
         let info = parsed(&out);
         assert_eq!((info.reason.as_str(), info.cut_from), ("too_large", Some(9000)));
-        assert_eq!(out.value.unwrap().len(), 8_000 - 4096);
+        assert_eq!(out.value.unwrap().len(), 8_000 - 4096 - 1);
+    }
+
+    #[test]
+    fn a_dead_letter_fits_whatever_its_key_and_message_are() {
+        for (key, value, message) in
+            [(7_000, 10, 10), (3_900, 10, 10), (3_000, 9_000, 10), (500, 9_000, 6_000), (9_000, 9_000, 3_000)]
+        {
+            let mut record = record(value);
+            record.key = Some(vec![b'k'; key].into());
+            let message = "m".repeat(message);
+            let letter = DeadLetter { record, stage: Stage::Decode, reason: "not_json", message };
+            let out = Outgoing::dead(&letter, "g", 8_000);
+            assert!(out.size() <= 8_000, "key {key}, value {value}: {}", out.size());
+            let whole = out.key.is_some() && out.value.as_ref().unwrap().len() == value;
+            assert_eq!(parsed(&out).cut_from, (!whole).then_some(value as u64), "key {key}, value {value}");
+            assert_eq!(out.key.is_none(), key + 4096 > 8_000);
+            assert_eq!(out.headers.iter().any(|(n, _)| *n == KEY_CUT_FROM), out.key.is_none());
+        }
     }
 
     #[test]

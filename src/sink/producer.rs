@@ -29,6 +29,7 @@ pub const CALL: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Reports {
     delivered: AtomicU64,
+    too_large: AtomicBool,
     failure: Mutex<Option<KafkaError>>,
 }
 
@@ -53,6 +54,9 @@ impl ProducerContext for ReportsContext {
                 self.0.delivered.fetch_add(1, Ordering::Relaxed);
             }
             Err((error, _)) => {
+                if error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge) {
+                    self.0.too_large.store(true, Ordering::Relaxed);
+                }
                 let mut failure = self.0.failure.lock().unwrap_or_else(PoisonError::into_inner);
                 failure.get_or_insert_with(|| error.clone());
             }
@@ -146,6 +150,11 @@ impl Sender {
     /// Takes the first failed delivery since the last call.
     pub fn failure(&self) -> Option<KafkaError> {
         self.reports.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether a delivery failed because the broker takes no message of that size. Stays set.
+    pub fn refused_as_too_large(&self) -> bool {
+        self.reports.too_large.load(Ordering::Relaxed)
     }
 
     /// Messages acknowledged so far.

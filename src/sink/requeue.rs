@@ -42,6 +42,8 @@ pub struct Requeue {
     sender: Option<Sender>,
     memories: BTreeMap<(String, String), Memory>,
     open: usize,
+    /// A transaction is open at the broker.
+    begun: bool,
     /// Committed so far.
     pub requeued: usize,
 }
@@ -54,6 +56,18 @@ fn clients(config: &Config) -> ClientConfig {
     c
 }
 
+/// However it ends: a transaction left open would hold up every `read_committed` reader of the topic until the
+/// broker's time-out.
+impl Drop for Requeue {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.as_ref().filter(|_| self.begun)
+            && let Err(error) = sender.abort()
+        {
+            tracing::warn!(%error, "the open transaction could not be aborted; the broker does it in a minute");
+        }
+    }
+}
+
 impl Requeue {
     /// Nothing is produced before the first [`Requeue::put`]; `dry` never produces.
     pub fn new(config: &Config, dry: bool) -> Result<Self, KafkaError> {
@@ -64,7 +78,14 @@ impl Requeue {
             sender.client().init_transactions(3 * CALL)?;
             Some(sender)
         };
-        Ok(Self { config: config.clone(), sender, memories: BTreeMap::new(), open: 0, requeued: 0 })
+        Ok(Self {
+            config: config.clone(),
+            sender,
+            memories: BTreeMap::new(),
+            open: 0,
+            begun: false,
+            requeued: 0,
+        })
     }
 
     fn memory(&mut self, letter: &Letter) -> Result<&mut Memory, KafkaError> {
@@ -105,8 +126,9 @@ impl Requeue {
         }
         memory.pending.insert(partition, offset.next());
         if let Some(sender) = &mut self.sender {
-            if self.open == 0 {
+            if !self.begun {
                 sender.client().begin_transaction()?;
+                self.begun = true;
             }
             let out = Outgoing {
                 dead: false,
@@ -141,6 +163,7 @@ impl Requeue {
                 }
             }
             sender.client().commit_transaction(3 * CALL)?;
+            self.begun = false;
         }
         self.requeued += std::mem::take(&mut self.open);
         Ok(())

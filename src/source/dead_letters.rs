@@ -116,6 +116,10 @@ pub fn scan(kafka: &Kafka, mut each: impl FnMut(Letter) -> bool) -> Result<u64, 
     consumer.assign(&list).map_err(fail)?;
     let (mut strange, mut last) = (0, std::time::Instant::now());
     while !unread.is_empty() {
+        // An error is no progress: one that repeats for ever must not pass for an answer.
+        if last.elapsed() > TIMEOUT {
+            return Err(ScanError::Silence { topic: topic.clone() });
+        }
         match consumer.poll(Duration::from_millis(200)) {
             Some(Ok(m)) => match Letter::read(&m) {
                 Some(letter) => {
@@ -129,10 +133,10 @@ pub fn scan(kafka: &Kafka, mut each: impl FnMut(Letter) -> bool) -> Result<u64, 
                 unread.remove(&p);
             }
             Some(Err(KafkaError::MessageConsumption(e))) => {
-                tracing::debug!(error = %e, "reading dead letters")
+                tracing::debug!(error = %e, "reading dead letters");
+                continue;
             }
             Some(Err(e)) => return Err(fail(e)),
-            None if last.elapsed() > TIMEOUT => return Err(ScanError::Silence { topic: topic.clone() }),
             None => continue,
         }
         last = std::time::Instant::now();

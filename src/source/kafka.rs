@@ -63,9 +63,7 @@ impl ClientContext for PostsContext {
                     && end >= 0
                     && self.assignments.holds(&TopicPartition::new(&*topic, partition))
                 {
-                    let lag = (end - s.app_offset).max(0) as f64;
-                    let (topic, partition) = (topic.clone(), partition.to_string());
-                    metrics::gauge!("sentistream_lag", "topic" => topic, "partition" => partition).set(lag);
+                    set_lag(&topic, partition, (end - s.app_offset).max(0) as f64);
                 }
             }
         }
@@ -105,11 +103,20 @@ impl PostsContext {
             self.queue.drain().recv_timeout(self.drain_limit).is_ok()
         };
         self.assignments.remove(partitions);
+        for p in partitions {
+            // The next owner reports it from now on; a last value left standing would be summed with that.
+            set_lag(&p.topic, p.partition, 0.0);
+        }
         if lost {
             self.health.not_ready(ROLE, "the group took the partitions away; waiting for an assignment");
         }
         tracing::info!(partitions = %names(partitions), lost, drained, "partitions given up");
     }
+}
+
+fn set_lag(topic: &str, partition: i32, lag: f64) {
+    let (topic, partition) = (topic.to_owned(), partition.to_string());
+    metrics::gauge!("sentistream_lag", "topic" => topic, "partition" => partition).set(lag);
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {

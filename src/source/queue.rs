@@ -69,7 +69,8 @@ pub struct Queue {
     max_bytes: usize,
 }
 
-fn bytes_of(r: &RawRecord) -> usize {
+/// Bytes of a record's key and value.
+pub fn bytes_of(r: &RawRecord) -> usize {
     r.key.as_ref().map_or(0, bytes::Bytes::len) + r.payload.as_ref().map_or(0, bytes::Bytes::len)
 }
 
@@ -113,16 +114,29 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Appends up to `max` records to `into`, waiting for the first until `deadline` (`None`: for ever).
-    pub fn pop(&self, into: &mut Vec<Stamped>, max: usize, deadline: Option<Instant>) -> Popped {
+    /// Appends up to `max` records to `into`, waiting for the first until `deadline` (`None`: for ever). The
+    /// first is taken whatever its size, more only while all together have `max_bytes` bytes at most.
+    pub fn pop(
+        &self,
+        into: &mut Vec<Stamped>,
+        max: usize,
+        max_bytes: usize,
+        deadline: Option<Instant>,
+    ) -> Popped {
         let mut s = self.lock();
         loop {
             if let Some(drain) = s.drains.pop_front() {
                 return Popped::Drain(drain);
             }
             if !s.records.is_empty() {
-                let n = max.min(s.records.len());
-                let taken: usize = s.records.iter().take(n).map(|r| bytes_of(&r.record)).sum();
+                let (mut n, mut taken) = (0, 0);
+                for bytes in s.records.iter().take(max).map(|r| bytes_of(&r.record)) {
+                    if n > 0 && taken + bytes > max_bytes {
+                        break;
+                    }
+                    n += 1;
+                    taken += bytes;
+                }
                 s.bytes -= taken;
                 into.extend(s.records.drain(..n));
                 self.changed.notify_all();
@@ -209,9 +223,9 @@ mod tests {
         assert!(q.is_full() && !q.wait_for_room(Duration::from_millis(1)));
         q.push(record(4, 1));
         let mut out = Vec::new();
-        assert!(matches!(q.pop(&mut out, 2, None), Popped::Records));
+        assert!(matches!(q.pop(&mut out, 2, 99, None), Popped::Records));
         assert!(!q.is_full() && !q.has_room());
-        assert!(matches!(q.pop(&mut out, 9, None), Popped::Records));
+        assert!(matches!(q.pop(&mut out, 9, 99, None), Popped::Records));
         assert!(q.has_room());
         let offsets: Vec<i64> = out.iter().map(|s| s.record.position.offset.0).collect();
         assert_eq!(offsets, [0, 1, 2, 3, 4]);
@@ -220,23 +234,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pop_is_bounded_by_bytes_and_takes_one_record_at_least() {
+        let q = Queue::new(9, 1000);
+        for (i, len) in [60, 30, 20, 500, 1].into_iter().enumerate() {
+            q.push(record(i as i64, len));
+        }
+        let mut out = Vec::new();
+        let mut taken = Vec::new();
+        while !q.is_empty() {
+            let before = out.len();
+            assert!(matches!(q.pop(&mut out, 9, 99, None), Popped::Records));
+            taken.push(out.len() - before);
+        }
+        assert_eq!(taken, [2, 1, 1, 1]);
+        assert_eq!(q.lock().bytes, 0);
+    }
+
+    #[test]
     fn a_drain_goes_before_records_and_is_dropped_once_closed() {
         let q = Queue::new(4, 1000);
         q.push(record(0, 1));
         let done = q.drain();
         let mut out = Vec::new();
-        let Popped::Drain(drain) = q.pop(&mut out, 9, None) else { panic!("expected the drain") };
+        let Popped::Drain(drain) = q.pop(&mut out, 9, 99, None) else { panic!("expected the drain") };
         assert!(out.is_empty());
         drain.done();
         done.recv().unwrap();
         q.close();
         assert!(q.drain().recv().is_err());
-        assert!(matches!(q.pop(&mut out, 9, None), Popped::Closed));
+        assert!(matches!(q.pop(&mut out, 9, 99, None), Popped::Closed));
     }
 
     #[test]
     fn a_pop_ends_at_its_deadline() {
         let q = Queue::new(4, 1000);
-        assert!(matches!(q.pop(&mut Vec::new(), 1, Some(Instant::now())), Popped::Nothing));
+        assert!(matches!(q.pop(&mut Vec::new(), 1, 99, Some(Instant::now())), Popped::Nothing));
     }
 }

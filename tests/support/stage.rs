@@ -56,6 +56,8 @@ pub fn classify(record: RawRecord) -> Settled {
 pub struct Double {
     input: Sender<Window>,
     output: Receiver<SettledWindow>,
+    /// Of a double without a thread, so that its results stay connected.
+    results: Option<Sender<SettledWindow>>,
     pub taken: Arc<AtomicUsize>,
     pub hold: Arc<AtomicBool>,
 }
@@ -81,7 +83,15 @@ impl Double {
                 }
             }
         });
-        Arc::new(Self { input, output, taken, hold })
+        Arc::new(Self { input, output, results: None, taken, hold })
+    }
+
+    /// One that has died: it takes no window, and its results are connected still or not, as `results` says.
+    pub fn dead(results: bool) -> Arc<Self> {
+        let (input, _) = bounded(1);
+        let (tx, output) = bounded(1);
+        let results = results.then_some(tx);
+        Arc::new(Self { input, output, results, taken: Arc::default(), hold: Arc::default() })
     }
 }
 
