@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{
     ClientConfig,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    client::DefaultClientContext,
     producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
 };
 use sentistream::{
@@ -21,7 +23,10 @@ use sentistream::{
         verify::{Report, verify},
     },
     shutdown::Shutdown,
-    source::scan::LabelledTopic,
+    source::{
+        probe::{create_missing, partitions},
+        scan::LabelledTopic,
+    },
 };
 
 const PARTITIONS: i32 = 2;
@@ -126,4 +131,42 @@ fn every_labelled_record_is_counted_once_across_restarts() {
     let r = check(&config);
     assert!(r.ok, "{r:?}");
     assert_eq!(posts_in_parts(&r), 7100);
+}
+
+/// A backlog's records keep their old time stamps; on the labelled topic retention must not go by them.
+#[test]
+fn a_missing_labelled_topic_is_created_with_the_time_of_writing() {
+    let test = "a_missing_labelled_topic_is_created_with_the_time_of_writing";
+    let Some(broker) = support::broker::Broker::start(test) else { return };
+    let mut config = Config::defaults().kafka;
+    config.brokers.clone_from(&broker.servers);
+    config.posts_topic = support::unique("posts");
+    config.labelled_topic = support::unique("labelled");
+    config.dead_letter_topic = support::unique("dead");
+    broker.create_topics(&[(&config.posts_topic, 3)]);
+    let limit = Duration::from_secs(20);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let created = runtime.block_on(create_missing(&config, 1, limit)).unwrap();
+    assert_eq!(created, [config.labelled_topic.clone(), config.dead_letter_topic.clone()]);
+    let topics = [&*config.labelled_topic, &*config.dead_letter_topic];
+    support::until("the topics are known", limit, || {
+        partitions(&config, &topics, limit).unwrap() == [Some(3), Some(3)]
+    });
+    assert!(runtime.block_on(create_missing(&config, 1, limit)).unwrap().is_empty());
+
+    let admin: AdminClient<DefaultClientContext> = broker.client().create().unwrap();
+    let of = |name| {
+        let asked = runtime
+            .block_on(admin.describe_configs([&ResourceSpecifier::Topic(name)], &AdminOptions::new()))
+            .unwrap();
+        let described = asked.into_iter().next().unwrap().unwrap();
+        described.entry_map().get("message.timestamp.type").and_then(|e| e.value.clone())
+    };
+    // The stand-in takes the setting and does not keep it.
+    if broker.full {
+        assert_eq!(
+            (of(topics[0]).as_deref(), of(topics[1]).as_deref()),
+            (Some("LogAppendTime"), Some("CreateTime"))
+        );
+    }
 }

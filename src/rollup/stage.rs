@@ -270,3 +270,69 @@ impl<P: Parts> Machine<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{cell::Cell, cell::RefCell, rc::Rc};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        rollup::{store::Put, testing::post},
+        sink::parquet::Footer,
+    };
+
+    /// A store whose puts take all the time they are given and then fail.
+    #[derive(Default)]
+    struct Hung {
+        deadline: Cell<Option<Instant>>,
+        tried: Rc<RefCell<BTreeSet<i32>>>,
+    }
+
+    impl Parts for Hung {
+        fn put(&self, id: &PartId, _: Bytes) -> Result<Put, StoreError> {
+            self.tried.borrow_mut().insert(id.partition);
+            let until = self.deadline.get().unwrap();
+            while Instant::now() < until {
+                std::thread::yield_now();
+            }
+            Err(StoreError::Retry { operation: "put", object: self.name(id), message: "no answer".into() })
+        }
+        fn footer(&self, _: &PartId) -> Result<Option<Footer>, StoreError> {
+            Ok(None)
+        }
+        fn read(&self, _: &PartId) -> Result<Option<Bytes>, StoreError> {
+            Ok(None)
+        }
+        fn list(&self, _: Kind, _: i32) -> Result<Vec<NextOffset>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn name(&self, id: &PartId) -> String {
+            id.key()
+        }
+        fn end_by(&self, deadline: Option<Instant>) {
+            self.deadline.set(deadline);
+        }
+    }
+
+    #[test]
+    fn a_store_that_hangs_for_one_partition_leaves_no_drain_to_the_others() {
+        let (store, drain) = (Hung::default(), Duration::from_millis(50));
+        let tried = store.tried.clone();
+        let mut m = Machine::new(store, settings(&Config::defaults()), drain, Health::default());
+        let bounds = Bounds { committed: None, low: NextOffset(0), high: NextOffset(9) };
+        let value = serde_json::to_vec(&post(1)).unwrap();
+        for p in 0..20 {
+            m.assign(p, bounds).unwrap();
+            m.record(p, Offset(1), Some(&value), Instant::now()).unwrap();
+        }
+        m.commands();
+        m.give_up(&m.partitions(), |p, next| panic!("nothing was sealed, but {p} is committed at {next}"))
+            .unwrap();
+        assert_eq!(*tried.borrow(), BTreeSet::from([0]), "the deadline is one for all");
+        assert!(m.partitions().is_empty());
+        assert_eq!(m.roller.parts().deadline.get(), None, "lifted again");
+    }
+}
