@@ -34,6 +34,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(10);
 /// How often seals and retries are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// Trouble that goes on is logged this often.
+const TROUBLE_SAID_EVERY: Duration = Duration::from_secs(30);
 
 fn kafka_error(what: impl Into<String>) -> impl FnOnce(KafkaError) -> StageError {
     let what = what.into();
@@ -61,6 +63,8 @@ fn client(kafka: &Kafka) -> ClientConfig {
 struct Context {
     topic: Arc<str>,
     shared: Mutex<Shared>,
+    /// When trouble with the broker was last logged.
+    trouble: Mutex<Option<Instant>>,
 }
 
 struct Shared {
@@ -178,7 +182,7 @@ impl ConsumerContext for Context {
 pub fn consume(kafka: &Kafka, machine: Machine, shutdown: &Shutdown) -> Result<(), StageError> {
     let topic: Arc<str> = kafka.labelled_topic.as_str().into();
     let shared = Shared { machine, new: VecDeque::new(), seeks: BTreeMap::new(), failed: None };
-    let context = Context { topic: topic.clone(), shared: Mutex::new(shared) };
+    let context = Context { topic: topic.clone(), shared: Mutex::new(shared), trouble: Mutex::new(None) };
     let consumer: BaseConsumer<Context> =
         client(kafka).create_with_context(context).map_err(kafka_error("create the rollup consumer"))?;
     consumer.subscribe(&[&topic]).map_err(kafka_error(format!("subscribe to {topic}")))?;
@@ -255,8 +259,12 @@ fn broker_error(context: &Context, e: KafkaError) -> Result<(), StageError> {
         }
         _ if fatal => Err(kafka_error(format!("read {}", context.topic))(e)),
         _ => {
-            // librdkafka reconnects and retries by itself.
-            tracing::warn!(topic = &*context.topic, error = %e, "broker trouble");
+            // librdkafka reconnects and retries by itself, and says the same twice a second meanwhile.
+            let mut said = context.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.is_none_or(|at: Instant| at.elapsed() > TROUBLE_SAID_EVERY) {
+                *said = Some(Instant::now());
+                tracing::warn!(topic = &*context.topic, error = %e, "broker trouble");
+            }
             Ok(())
         }
     }
