@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     classify::{artifact::Artifact, cache::RepeatCache, decide::Decider, engine::Engine, runtime},
-    cli::run::Role,
+    cli::{chain, run::Role},
     config::Config,
     front::Front,
     health::Health,
@@ -82,8 +82,9 @@ impl Running {
                 Err(_) => break,
             };
             if let Err(error) = result {
-                tracing::error!(role = name(role), error = format!("{error:#}"), "role failed");
-                self.health.not_ready(name(role), format!("failed: {error:#}"));
+                let why = chain(&error);
+                tracing::error!(role = name(role), error = why, "role failed");
+                self.health.not_ready(name(role), format!("failed: {why}"));
                 if first.is_ok() {
                     first = Err(explained(error).context(format!("role {}", name(role))));
                 }

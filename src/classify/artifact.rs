@@ -225,7 +225,18 @@ impl Artifact {
                 .chain(manifest.variants.keys().map(String::as_str))
                 .find(|v| self.has(v, device))
                 .map(str::to_owned)
-                .ok_or_else(|| invalid(&path, format!("no variant for device '{device}' in this folder (variants: {}); export one with `training export`", have())))?,
+                .ok_or_else(|| {
+                    let files: Vec<&str> = manifest
+                        .variants
+                        .values()
+                        .filter(|v| v.devices.iter().any(|d| d == device))
+                        .map(|v| v.file.as_str())
+                        .collect();
+                    let wanted = if files.is_empty() { "one".to_owned() } else { files.join(" or ") };
+                    invalid(&path, format!(
+                        "no graph for device '{device}' is in this folder; export {wanted} with `training export` (`make model` for the shipped one)"
+                    ))
+                })?,
         };
         let found = manifest
             .variants

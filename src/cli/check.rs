@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConfigArg, Outcome};
+use super::{ConfigArg, Outcome, chain};
 use crate::{
     classify::{artifact::Artifact, engine::Engine, runtime},
     config::Config,
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
         }
     };
     say("config", Ok(format!("{from} and the environment, {} brands", config.brands.len())));
-    say("model", model(&config).map_err(|e| format!("{e:#}")));
+    say("model", model(&config).map_err(|e| chain(&e)));
     let topics = broker(&config);
     match topics {
         Ok((broker, topics)) => {
@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
         }
         Err(e) => say("broker", Err(e)),
     }
-    say("store", store(&config).map_err(|e| format!("{e:#}")));
+    say("store", store(&config).map_err(|e| chain(&e)));
     Ok(if findings == 0 { Outcome::Done } else { Outcome::Findings })
 }
 

@@ -118,7 +118,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::from(1),
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            say(&format!("error: {}", chain(&error)));
             ExitCode::from(code(&error))
         }
     }
@@ -130,6 +130,18 @@ fn with_logs(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Resul
         std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,ort=error,rdkafka=off,librdkafka=off".into());
     telemetry::init_logs(&Log { level, format: LogFormat::Text }).context("RUST_LOG")?;
     command()
+}
+
+/// An error and its causes on one line. Some errors quote their cause themselves; it is not said twice.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line += if line.is_empty() { "" } else { ": " };
+            line += &cause;
+        }
+    }
+    line
 }
 
 /// A line on standard error. That nobody can read it (a closed pipe, a full disk) is no reason to fail.
