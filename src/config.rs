@@ -465,13 +465,17 @@ impl Config {
             layers.file = Some((path.display().to_string(), table));
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
+        let defaults: toml::Table =
+            toml::from_str(DEFAULTS).expect("config/default.toml is checked by a test");
+        let defaults = toml::Value::Table(defaults);
         for (name, value) in env.into_iter().filter(|(n, _)| n.starts_with(ENV_PREFIX)) {
             let key = env_key(&name);
-            builder = set_path(builder, &key, &value).map_err(|e| ConfigError::Value {
-                origin: format!("environment variable {name}"),
-                key: key.join("."),
-                message: e.to_string(),
-            })?;
+            builder =
+                set_path(builder, &key, typed(&defaults, &key, &value)).map_err(|e| ConfigError::Value {
+                    origin: format!("environment variable {name}"),
+                    key: key.join("."),
+                    message: e.to_string(),
+                })?;
             layers.env.push((name, key.join(".")));
         }
         // Through a JSON value, because its deserializer says what would have been allowed.
@@ -607,10 +611,8 @@ fn env_key(name: &str) -> Vec<String> {
 
 /// The value as the type that the default has; where there is no default (raw librdkafka settings, brands),
 /// text. A text that is no such value stays text, and the typed configuration says what is wrong.
-fn typed(path: &[String], value: &str) -> toml::Value {
-    let table: toml::Table = toml::from_str(DEFAULTS).expect("config/default.toml is checked by a test");
-    let default = path.iter().try_fold(&toml::Value::Table(table), |v, key| v.get(key)).cloned();
-    let parsed = match default {
+fn typed(defaults: &toml::Value, path: &[String], value: &str) -> toml::Value {
+    let parsed = match path.iter().try_fold(defaults, |v, key| v.get(key)) {
         Some(toml::Value::Integer(_)) => value.parse::<i64>().ok().map(toml::Value::from),
         Some(toml::Value::Float(_)) => value.parse::<f64>().ok().map(toml::Value::from),
         Some(toml::Value::Boolean(_)) => value.parse::<bool>().ok().map(toml::Value::from),
@@ -623,9 +625,8 @@ fn typed(path: &[String], value: &str) -> toml::Value {
 fn set_path(
     builder: config::ConfigBuilder<config::builder::DefaultState>,
     path: &[String],
-    value: &str,
+    leaf: toml::Value,
 ) -> Result<config::ConfigBuilder<config::builder::DefaultState>, toml::ser::Error> {
-    let leaf = typed(path, value);
     let nested =
         path.iter().rev().fold(leaf, |v, key| toml::Value::Table([(key.clone(), v)].into_iter().collect()));
     let text = toml::to_string(&nested)?;

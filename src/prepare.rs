@@ -173,8 +173,13 @@ fn unescape_unicode(text: &str) -> String {
 
 /// The UTF-16 unit of a `\uXXXX` at the start of `s`.
 fn code_unit(s: &str) -> Option<u16> {
-    let hex = s.strip_prefix("\\u")?.get(..4)?;
-    hex.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u16::from_str_radix(hex, 16).ok())?
+    utf16_escape(s.as_bytes(), 0)
+}
+
+/// The UTF-16 unit of the `\uXXXX` at `at`; also what the decoder repairs lone surrogates with.
+pub(crate) fn utf16_escape(bytes: &[u8], at: usize) -> Option<u16> {
+    let hex = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    hex.iter().try_fold(0u16, |n, b| Some(n << 4 | (*b as char).to_digit(16)? as u16))
 }
 
 fn collapse(text: &str) -> String {

@@ -12,7 +12,6 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, select, unbounded};
-use rdkafka::error::KafkaError;
 
 use crate::{
     assignment::Assignments,
@@ -22,7 +21,7 @@ use crate::{
     shutdown::Shutdown,
     sink,
     source::{
-        kafka::{PostsConsumer, PostsSource, ROLE},
+        kafka::{PostsConsumer, PostsSource, ROLE, SourceError},
         queue::{Drain, Queue},
     },
     window::{SettledWindow, Window},
@@ -42,7 +41,7 @@ pub trait Classifier: Send + Sync {
 pub enum StageError {
     /// The consumer cannot go on.
     #[error("reading posts: {0}")]
-    Source(#[from] KafkaError),
+    Source(#[from] SourceError),
     /// The producer cannot be had.
     #[error("starting the producer: {0}")]
     Start(Fault),
@@ -176,7 +175,7 @@ fn start(output: &mut dyn Output, shutdown: &Shutdown) -> Result<bool, StageErro
 struct Loop {
     settler: Settler<Box<dyn Output>>,
     notes: Receiver<Note>,
-    ended: Receiver<Result<bool, KafkaError>>,
+    ended: Receiver<Result<bool, SourceError>>,
     results: Receiver<SettledWindow>,
 }
 
@@ -231,7 +230,7 @@ impl Loop {
 
     /// The source has ended: drained in time, drained too late, or with an error. All partitions are given
     /// up by now, so a transaction that is still open is aborted, not committed.
-    fn finish(mut self, end: Result<bool, KafkaError>) -> Result<(), StageError> {
+    fn finish(mut self, end: Result<bool, SourceError>) -> Result<(), StageError> {
         let drained = end?;
         self.settler.cut()?;
         if !drained {

@@ -2,9 +2,8 @@
 //!
 //! On the CPU a single-threaded session on every core gives 1.25 times the posts a second of one session
 //! with as many threads (two cores, int8, `tests/engine_speed.rs`); on CUDA one session keeps the device
-//! busy. The queue is as
-//! deep as there are sessions, so that the next micro-batch is ready when a session becomes free and no
-//! more than that waits.
+//! busy. The queue is as deep as there are sessions, so that the next micro-batch is ready when a session
+//! becomes free and no more than that waits.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

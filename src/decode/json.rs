@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Refusal;
+use crate::prepare::utf16_escape;
 
 /// Parses one record. Escapes of lone surrogates (`"\ud83d"`, what a feed leaves of an emoji it cut in
 /// two) are no valid Unicode; they are read as U+FFFD rather than refused.
@@ -41,10 +42,10 @@ fn repair_surrogates(text: &str) -> Option<String> {
     let mut i = 0;
     let bytes = text.as_bytes();
     while let Some(at) = bytes[i..].iter().position(|b| *b == b'\\').map(|n| i + n) {
-        i = match unit(bytes, at) {
+        i = match utf16_escape(bytes, at) {
             // Not \u: a two-byte escape, whose second byte must not start another one.
             None => (at + 2).min(bytes.len()),
-            Some(0xD800..=0xDBFF) if matches!(unit(bytes, at + 6), Some(0xDC00..=0xDFFF)) => at + 12,
+            Some(0xD800..=0xDBFF) if matches!(utf16_escape(bytes, at + 6), Some(0xDC00..=0xDFFF)) => at + 12,
             Some(0xD800..=0xDFFF) => {
                 out.push_str(&text[copied..at]);
                 out.push_str("\\ufffd");
@@ -59,13 +60,6 @@ fn repair_surrogates(text: &str) -> Option<String> {
     }
     out.push_str(&text[copied..]);
     Some(out)
-}
-
-/// The UTF-16 unit of the `\uXXXX` at `at`.
-fn unit(bytes: &[u8], at: usize) -> Option<u16> {
-    let escape = bytes.get(at..at + 6)?;
-    let hex = escape.strip_prefix(b"\\u")?;
-    hex.iter().try_fold(0u16, |n, b| Some(n << 4 | (*b as char).to_digit(16)? as u16))
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ use crate::{
     shutdown::Shutdown,
 };
 
+/// What the client reports, so that the stage above need not name its library.
+pub type SourceError = KafkaError;
+
 /// Role under which this source reports to [`Health`].
 pub const ROLE: &str = "classify";
 
